@@ -1,0 +1,355 @@
+"""The wire as types: everything a client may say is `Upstream`, everything a server may say is `Downstream`.
+
+Bytes become one of these once, in `codec`; after that nobody looks at a dict. `PROTOCOL.md` is the written form, and a test
+pins the hash of this schema: a change here needs a line in that file's changelog.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from sharedwidgets.core.values import MAX_DEPTH
+
+PROTOCOL_VERSION = 1
+SUBPROTOCOL = "sharedwidgets.v1"
+
+Kind: TypeAlias = Literal["kernel", "frontend", "script"]
+Audience: TypeAlias = Literal["kernel", "frontend"]
+Origin: TypeAlias = Literal["kernel", "frontend", "script", "rest", "server"]
+MemberState: TypeAlias = Literal["live", "away"]
+TraitKind: TypeAlias = Literal["any", "bool", "int", "float", "text", "bytes", "list", "dict"]
+
+# A path is a trait, then dict keys. n counts the pushes of a boot from 1, seq the entries of a room from 1; 0 is "none yet".
+Path: TypeAlias = Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_DEPTH)]
+Number: TypeAlias = Annotated[int, Meta(ge=1)]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Name: TypeAlias = Annotated[str, Meta(max_length=256)]
+StateName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+
+# msgspec builds its validators from annotations at run time and has no recursive alias: `WireValue` is `Value` to it.
+WireValue: TypeAlias = Any
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all that travels: frozen, and silent about fields that have their default."""
+
+
+class Limits(Wire, frozen=True, kw_only=True):
+    """The numbers a server holds its clients to; sent whole in `Welcome`. Bytes, seconds and counts."""
+
+    op_bytes: int = 1 << 20
+    frame_bytes: int = 1 << 20
+    push_bytes: int = 8 << 20
+    push_ops: int = 500
+    room_bytes: int = 64 << 20
+    rooms: int = 128
+    hello_bytes: int = 64 << 10
+    hello_seconds: float = 10.0
+    heartbeat_seconds: float = 10.0
+    dead_seconds: float = 25.0
+    away_seconds: float = 10.0
+    unsent_pushes: int = 10_000
+    in_flight_pushes: int = 64
+    tail_entries: int = 10_000
+    tail_bytes: int = 16 << 20
+    tail_seconds: float = 3600.0
+    mark_seconds: float = 7 * 86400.0
+    outbox_fold_bytes: int = 256 << 10
+    outbox_drop_bytes: int = 4 << 20
+    outbox_stall_seconds: float = 5.0
+
+
+class TraitSchema(Wire, frozen=True, kw_only=True):
+    """What one trait may hold."""
+
+    kind: TraitKind = "any"
+    nullable: bool = False
+    kernel_only: bool = False
+    min: int | float | None = None
+    max: int | float | None = None
+    choices: tuple[WireValue, ...] | None = None
+
+
+class Actor(Wire, frozen=True, kw_only=True):
+    """Who made an entry, as the server knows it; no client can set it."""
+
+    id: str
+    kind: Origin
+    user: str = ""
+    kernel_id: str | None = None
+
+
+class Member(Wire, frozen=True, kw_only=True):
+    """One kernel, page or script in a room."""
+
+    id: str
+    kind: Kind
+    user: str = ""
+    kernel_id: str | None = None
+    name: str = ""
+    since: float = 0.0
+    state: MemberState = "live"
+    states: tuple[str, ...] = ()
+
+
+class Problem(Wire, frozen=True, kw_only=True):
+    """An error on the wire: machine facts and a sentence."""
+
+    code: str
+    message: str
+    state: str | None = None
+    path: tuple[str, ...] = ()
+    expected: str | None = None
+
+
+# Ops: context-free, so that a resend after any absence needs no history.
+
+
+class Set(Wire, frozen=True, kw_only=True, tag_field="op", tag="set"):
+    """Put a value at a path."""
+
+    state: StateName
+    path: Path
+    value: WireValue
+    if_rev: int | None = None
+
+
+class Delete(Wire, frozen=True, kw_only=True, tag_field="op", tag="delete"):
+    """Remove a dict key; removing a missing one changes nothing."""
+
+    state: StateName
+    path: Path
+
+
+class Inc(Wire, frozen=True, kw_only=True, tag_field="op", tag="inc"):
+    """Add a number; in an entry `value` is the result."""
+
+    state: StateName
+    path: Path
+    by: int | float
+    value: int | float | None = None
+
+
+class Append(Wire, frozen=True, kw_only=True, tag_field="op", tag="append"):
+    """Put items at the end of a list."""
+
+    state: StateName
+    path: Path
+    items: tuple[WireValue, ...]
+
+
+class Splice(Wire, frozen=True, kw_only=True, tag_field="op", tag="splice"):
+    """Replace part of a text, bytes or list; compression of a `Set`, cut against revision `rev` of the path.
+
+    `at` and `remove` count code points in text, bytes in bytes, items in a list.
+    """
+
+    state: StateName
+    path: Path
+    rev: Count
+    at: Count
+    remove: Count
+    insert: WireValue
+
+
+class Define(Wire, frozen=True, kw_only=True, tag_field="op", tag="define"):
+    """A state appears, or gains or replaces traits; made by the server from a `Join` with a schema."""
+
+    state: StateName
+    schema: dict[str, TraitSchema]
+    values: dict[str, WireValue]
+
+
+Op: TypeAlias = Set | Delete | Inc | Append | Splice
+EntryOp: TypeAlias = Set | Delete | Inc | Append | Splice | Define
+
+
+class Entry(Wire, frozen=True, kw_only=True):
+    """Whatever took a sequence number. `at` is the server's wall clock in seconds."""
+
+    seq: int
+    at: float
+    by: Actor
+    ops: tuple[EntryOp, ...]
+    depth: int = 0
+
+
+class StateImage(Wire, frozen=True, kw_only=True):
+    """One state of a room, whole."""
+
+    schema: dict[str, TraitSchema]
+    values: dict[str, WireValue]
+
+
+# Upstream
+
+
+class Resume(Wire, frozen=True, kw_only=True, tag_field="type", tag="resume"):
+    """Where a replica stands; in `Hello` after a reconnect, on its own when a gap was seen."""
+
+    room: str
+    incarnation: str
+    epoch: str
+    seq: Count
+    lowest: Number = 1
+    highest: Count = 0
+    states: tuple[StateName, ...] = ()
+
+
+class Hello(Wire, frozen=True, kw_only=True, tag_field="type", tag="hello"):
+    """First message of a connection. `member` and `secret` come from a former `Welcome`."""
+
+    protocol: int
+    boot: Id
+    kind: Kind
+    member: Id | None = None
+    secret: Annotated[str, Meta(max_length=2048)] | None = None
+    name: Name = ""
+    kernel_id: Name | None = None
+    rooms: tuple[Resume, ...] = ()
+
+
+class Join(Wire, frozen=True, kw_only=True, tag_field="type", tag="join"):
+    """Enter a room. With a schema it creates the (room, state) that is missing, from `values`."""
+
+    id: int
+    room: str
+    state: StateName | None = None
+    schema: dict[str, TraitSchema] | None = None
+    values: dict[str, WireValue] | None = None
+    resume: Resume | None = None
+
+
+class Leave(Wire, frozen=True, kw_only=True, tag_field="type", tag="leave"):
+    """Leave one state, or with `state` null the whole room."""
+
+    room: str
+    state: str | None = None
+
+
+class Push(Wire, frozen=True, kw_only=True, tag_field="type", tag="push"):
+    """One or more ops, all or nothing; its identity is (boot, n), n dense from 1 per boot and room."""
+
+    room: str
+    n: Number
+    ops: Annotated[tuple[Op, ...], Meta(min_length=1)]
+    depth: Count = 0
+
+
+class Ping(Wire, frozen=True, kw_only=True, tag_field="type", tag="ping"):
+    """Answered by `Pong` with the same id; either side may ask."""
+
+    id: int
+
+
+# Downstream
+
+
+class Welcome(Wire, frozen=True, kw_only=True, tag_field="type", tag="welcome"):
+    """The answer to `Hello`: who the server says you are, and its numbers."""
+
+    protocol: int
+    server: str
+    version: str
+    member: str
+    secret: str
+    audience: Audience
+    user: str
+    may_write: bool
+    limits: Limits
+
+
+class Snapshot(Wire, frozen=True, kw_only=True, tag_field="type", tag="snapshot"):
+    """The room whole, at `seq`. `decided` is the highest n of this boot that has a verdict."""
+
+    room: str
+    incarnation: str
+    epoch: str
+    seq: int
+    states: dict[str, StateImage]
+    decided: int = 0
+    members: tuple[Member, ...] = ()
+
+
+class Joined(Wire, frozen=True, kw_only=True, tag_field="type", tag="joined"):
+    """The verdict on `Join` `id`: in force once this replica reached `seq`."""
+
+    id: int
+    room: str
+    seq: int
+
+
+class Entries(Wire, frozen=True, kw_only=True, tag_field="type", tag="entries"):
+    """Covers (prev, last]: applied in one go. `decided` is the highest n of this boot decided at `last`."""
+
+    room: str
+    epoch: str
+    prev: int
+    last: int
+    entries: tuple[Entry, ...] = ()
+    decided: int = 0
+
+
+class Nack(Wire, frozen=True, kw_only=True, tag_field="type", tag="nack"):
+    """Push `n` (up to and with `through`, when given) has no effect anywhere. Final.
+
+    `values` are the authoritative values of the traits it wanted to change, at `seq`.
+    """
+
+    room: str
+    n: Number
+    problem: Problem
+    through: int | None = None
+    seq: int = 0
+    values: dict[str, dict[str, WireValue]] = {}
+
+
+class Resend(Wire, frozen=True, kw_only=True, tag_field="type", tag="resend"):
+    """Not a verdict: send everything from `n` again under the same numbers, values whole."""
+
+    room: str
+    n: Number
+
+
+class Members(Wire, frozen=True, kw_only=True, tag_field="type", tag="members"):
+    """Who came or changed, and who went."""
+
+    room: str
+    present: tuple[Member, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+class Failure(Wire, frozen=True, kw_only=True, tag_field="type", tag="error"):
+    """A request was refused; `id` and `room` say which."""
+
+    problem: Problem
+    id: int | None = None
+    room: str | None = None
+
+
+class Bye(Wire, frozen=True, kw_only=True, tag_field="type", tag="bye"):
+    """The server ends the connection (or with `room`, this membership); come back after so many seconds, or never."""
+
+    problem: Problem
+    room: str | None = None
+    retry_after: float | None = None
+
+
+class Slow(Wire, frozen=True, kw_only=True, tag_field="type", tag="slow"):
+    """Ask for fewer pushes: wait so many seconds between them. Nothing is refused."""
+
+    delay: float
+
+
+class Pong(Wire, frozen=True, kw_only=True, tag_field="type", tag="pong"):
+    """The answer to `Ping`."""
+
+    id: int
+
+
+Upstream: TypeAlias = Hello | Join | Leave | Resume | Push | Ping | Pong
+Downstream: TypeAlias = Welcome | Snapshot | Joined | Entries | Nack | Resend | Members | Failure | Bye | Slow | Ping | Pong

@@ -1,0 +1,430 @@
+"""One boot's copy of a room: what the server confirmed, plus own writes not decided yet.
+
+The *view* is the confirmed values with the pending writes applied in order, so an own write shows at once and a remote one
+never covers it. Writes are numbered when they are taken for sending, not before: until then a newer set of the same path
+replaces an older one, and an unbounded sum is added up. Every number that was given keeps its ops until its verdict came.
+
+Not thread-safe: the owner guards it with one lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from sharedwidgets.core import delta
+from sharedwidgets.core import schema as schemas
+from sharedwidgets.core.delta import State, States
+from sharedwidgets.core.protocol import (
+    Actor,
+    Append,
+    Define,
+    Entries,
+    Inc,
+    Member,
+    Members,
+    Nack,
+    Op,
+    Problem,
+    Push,
+    Resend,
+    Resume,
+    Set,
+    Snapshot,
+)
+from sharedwidgets.core.values import Value, normalise, same
+from sharedwidgets.errors import InvalidValue, NotFound
+
+TraitKey: TypeAlias = tuple[str, str]
+ChangeOrigin: TypeAlias = Literal["local", "remote", "rollback", "resync"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One trait looks different now. `old` and `new` are values of the view; `seq` is 0 for an own write not decided yet."""
+
+    state: str
+    trait: str
+    old: Value
+    new: Value
+    origin: ChangeOrigin
+    actor: Actor | None = None
+    seq: int = 0
+
+
+class LastChange(NamedTuple):
+    """Who made the entry that changed a trait last, its seq, and the server's wall clock in seconds."""
+
+    actor: Actor
+    seq: int
+    at: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An own push had no effect; `problem` says why and `values` what the room holds."""
+
+    n: int
+    ops: tuple[Op, ...]
+    problem: Problem
+    values: Mapping[str, Mapping[str, Value]]
+
+
+@dataclass
+class News:
+    """What one message did to the replica. `defined`: a state or trait appeared; `ended`: the room is no more, and why."""
+
+    changes: list[Change] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    joined: list[Member] = field(default_factory=list)
+    gone: list[Member] = field(default_factory=list)
+    send: list[Resume] = field(default_factory=list)
+    defined: bool = False
+    ended: Problem | None = None
+
+
+@dataclass
+class Pending:
+    """Ops of one push that have no verdict. `n` is 0 until taken; a `group` is never merged with others."""
+
+    ops: tuple[Op, ...]
+    group: bool
+    depth: int = 0
+    n: int = 0
+    sent: bool = False
+    whole: bool = False
+
+
+class Replica:
+    """The state machine of one boot in one room.
+
+    Parameters
+    ----------
+    room : str
+        The token.
+    """
+
+    def __init__(self, room: str) -> None:
+        self.room = room
+        self.incarnation = ""
+        self.epoch = ""
+        self.seq = 0
+        self.version = 0
+        self.states: States = {}
+        self.members: dict[str, Member] = {}
+        # Numbered pushes come first, and of those the sent ones: the list is in the order of making.
+        self._pending: list[Pending] = []
+        # The view of traits with pending writes; forgotten whenever what it was made from changes.
+        self._shown: dict[TraitKey, Value] = {}
+        self._next_n = 1
+        self._last: dict[TraitKey, LastChange] = {}
+        self._catching_up = False
+
+    @property
+    def live(self) -> bool:
+        """Whether a snapshot came at least once."""
+        return self.epoch != ""
+
+    @property
+    def undecided(self) -> int:
+        """How many pushes have no verdict yet, sent or not."""
+        return len(self._pending)
+
+    @property
+    def unsent(self) -> int:
+        """How many pushes wait to be sent."""
+        return len(self._pending) - self._in_flight()
+
+    def value(self, state: str, trait: str) -> Value:
+        """A trait as this boot sees it: confirmed, with own pending writes.
+
+        Raises
+        ------
+        NoSuchState, NoSuchTrait
+        """
+        key = (state, trait)
+        _, value = delta.find(self.states, state, trait)
+        if self._pending and key not in self._shown:
+            for push in self._pending:
+                value = _replayed(value, push.ops, state, trait)
+            self._shown[key] = value
+        return self._shown.get(key, value)
+
+    def newest(self) -> Pending | None:
+        """The push made last, while it has no verdict."""
+        return self._pending[-1] if self._pending else None
+
+    def is_open(self, push: Pending) -> bool:
+        """Whether a push has no verdict yet."""
+        return any(push is other for other in self._pending)
+
+    def view(self, state: str) -> dict[str, Value]:
+        """All traits of a state as this boot sees them; empty while the state does not exist."""
+        found = self.states.get(state)
+        return {} if found is None else {trait: self.value(state, trait) for trait in found.schema}
+
+    def last_change(self, state: str, trait: str) -> LastChange | None:
+        """Who changed a trait last; None when this replica has not seen it happen."""
+        return self._last.get((state, trait))
+
+    def assign(self, state: str, trait: str, shown: Value, new: Value) -> list[Op]:
+        """The ops of an assignment by an author who saw `shown`.
+
+        It is a write when the value differs from what the author saw, or from what this replica holds: news not shown yet
+        must neither be taken for the author's own, nor win over what the author says now.
+        """
+        kind, _ = delta.find(self.states, state, trait)
+        ops = delta.diff(state, trait, kind.kind, shown, new)
+        if not ops and not same(self.value(state, trait), new):
+            ops = [Set(state=state, path=(trait,), value=new)]
+        return ops
+
+    def write(self, ops: Sequence[Op], *, group: bool = False, depth: int = 0) -> News:
+        """Make an own push of these ops; it shows in the view at once.
+
+        Parameters
+        ----------
+        ops : sequence of Op
+            One or more; several are one push, all or nothing.
+        group : bool
+            Whether the push must keep its border: it is never merged with another.
+        depth : int
+            How many reactions led here.
+
+        Raises
+        ------
+        InvalidValue, NoSuchState, NoSuchTrait, NoSuchPath
+            Nothing is written then.
+        """
+        before = self._values((op.state, op.path[0]) for op in ops)
+        trial: dict[TraitKey, Value] = {}
+        checked: list[Op] = []
+        for op in ops:
+            key = (op.state, op.path[0])
+            kind, _ = delta.find(self.states, *key)
+            try:
+                checked.append(_normalised(op))
+                trial[key] = delta.apply(trial[key] if key in trial else self.value(*key), checked[-1])
+                schemas.check(kind, trial[key], state=op.state, trait=op.path[0])
+            except (InvalidValue, NotFound) as error:
+                raise error.located(room=self.room, state=op.state) from None
+        if group or len(checked) != 1 or not self._merged(checked[0], depth):
+            self._pending.append(Pending(tuple(checked), group or len(checked) > 1, depth))
+        self._shown.update(trial)
+        return News(self._changes(before, "local"))
+
+    def take(self, in_flight: int) -> list[Push]:
+        """Pushes to send now, numbered; no more than keep `in_flight` of them undecided at the server."""
+        pushes: list[Push] = []
+        if not self.live:
+            return pushes
+        for index in range(self._in_flight(), min(len(self._pending), in_flight)):
+            push = self._pending[index]
+            if not push.n:
+                push.n = self._next_n
+                self._next_n += 1
+            push.sent = True
+            pushes.append(Push(room=self.room, n=push.n, ops=self._compressed(index), depth=push.depth))
+        return pushes
+
+    def disconnected(self) -> None:
+        """The connection is gone: what has no verdict counts as not sent."""
+        self._catching_up = False
+        for push in self._pending:
+            push.sent = False
+
+    def position(self, states: Iterable[str] = ()) -> Resume:
+        """Where this replica stands: what it has, and which of its numbers are open."""
+        numbered = [push.n for push in self._pending if push.n]
+        return Resume(
+            room=self.room,
+            incarnation=self.incarnation,
+            epoch=self.epoch,
+            seq=self.seq,
+            lowest=numbered[0] if numbered else self._next_n,
+            highest=self._next_n - 1,
+            states=tuple(states),
+        )
+
+    def receive(self, message: Snapshot | Entries | Nack | Resend | Members) -> News:
+        """Take in what the server said of this room."""
+        match message:
+            case Snapshot():
+                return self._snapshot(message)
+            case Entries():
+                return self._entries(message)
+            case Nack():
+                last = message.through or message.n
+                return self._drop(lambda push: message.n <= push.n <= last, message.problem, message.values)
+            case Resend():
+                for push in self._pending:
+                    if push.n >= message.n:
+                        push.sent, push.whole = False, True
+                return News()
+            case Members():
+                return self._membership(message.present, message.gone)
+
+    def abandon(self, problem: Problem) -> News:
+        """Give up every pending push: each is refused with `problem` and leaves the view."""
+        return self._drop(lambda push: True, problem, {})
+
+    def _snapshot(self, snapshot: Snapshot) -> News:
+        before = self._values((state, trait) for state, found in self.states.items() for trait in found.schema)
+        self.states = {name: State.from_image(image) for name, image in snapshot.states.items()}
+        self.incarnation, self.epoch, self.seq = snapshot.incarnation, snapshot.epoch, snapshot.seq
+        self._catching_up = False
+        self._last.clear()
+        self._shown.clear()
+        self._book(snapshot.decided)
+        if not any(push.n for push in self._pending):
+            # The numbers of this boot go on where the server stands: an earlier membership of the room counted too.
+            self._next_n = max(self._next_n, snapshot.decided + 1)
+        for name, found in self.states.items():
+            for trait in found.schema:
+                before.setdefault((name, trait), None)
+        present = {member.id for member in snapshot.members}
+        news = self._membership(snapshot.members, [name for name in self.members if name not in present])
+        news.changes = self._changes(before, "resync")
+        news.defined = True
+        return news
+
+    def _entries(self, frame: Entries) -> News:
+        if not self.live:
+            return News()
+        if frame.epoch != self.epoch or frame.prev > self.seq:
+            return self._gap()
+        self._catching_up = False
+        fresh = [entry for entry in frame.entries if entry.seq > self.seq]
+        touched = {key for entry in fresh for op in entry.ops for key in delta.touched(op)}
+        touched |= {(op.state, op.path[0]) for push in self._pending if 0 < push.n <= frame.decided for op in push.ops}
+        before = self._values(touched)
+        for key in touched:
+            self._shown.pop(key, None)
+        for entry in fresh:
+            for key in delta.apply_entry(self.states, entry):
+                self._last[key] = LastChange(entry.by, entry.seq, entry.at)
+        self.seq = max(self.seq, frame.last)
+        self._book(frame.decided)
+        return News(
+            self._changes(before, "remote"),
+            defined=any(isinstance(op, Define) for entry in fresh for op in entry.ops),
+        )
+
+    def _gap(self) -> News:
+        if self._catching_up:
+            return News()
+        self._catching_up = True
+        return News(send=[self.position()])
+
+    def _membership(self, present: Iterable[Member], gone: Iterable[str]) -> News:
+        news = News()
+        for member in present:
+            if member.id not in self.members:
+                news.joined.append(member)
+            self.members[member.id] = member
+        for name in gone:
+            left = self.members.pop(name, None)
+            if left is not None:
+                news.gone.append(left)
+        self.version += 1
+        return news
+
+    def _drop(self, doomed: Callable[[Pending], bool], problem: Problem, values: Mapping[str, Mapping[str, Value]]) -> News:
+        refused = [push for push in self._pending if doomed(push)]
+        before = self._values((op.state, op.path[0]) for push in refused for op in push.ops)
+        self._pending = [push for push in self._pending if not doomed(push)]
+        for key in before:
+            self._shown.pop(key, None)
+        return News(self._changes(before, "rollback"), refused=[Refused(push.n, push.ops, problem, values) for push in refused])
+
+    def _book(self, decided: int) -> None:
+        """Every own push up to `decided` has its verdict; a refused one was told before."""
+        while self._pending and 0 < self._pending[0].n <= decided:
+            for op in self._pending.pop(0).ops:
+                self._shown.pop((op.state, op.path[0]), None)
+
+    def _in_flight(self) -> int:
+        return next((index for index, push in enumerate(self._pending) if not push.sent), len(self._pending))
+
+    def _merged(self, op: Op, depth: int) -> bool:
+        """Whether the newest push, not taken yet, could swallow the op."""
+        last = self._pending[-1] if self._pending else None
+        if last is None or last.n or last.group or last.depth != depth:
+            return False
+        (earlier,) = last.ops
+        if earlier.state != op.state or earlier.path != op.path:
+            return False
+        match earlier, op:
+            case Set(if_rev=None), Set(if_rev=None):
+                last.ops = (op,)
+                return True
+            case Inc(), Inc():
+                last.ops = (msgspec.structs.replace(op, by=earlier.by + op.by),)
+                return True
+            case _:
+                return False
+
+    def _compressed(self, index: int) -> tuple[Op, ...]:
+        """The ops of a push as they travel: large values as a splice, where this replica knows what the server holds."""
+        push = self._pending[index]
+        earlier = {(op.state, op.path[0]) for other in self._pending[:index] for op in other.ops}
+        ops: list[Op] = []
+        for op in push.ops:
+            key = (op.state, op.path[0])
+            if isinstance(op, Set) and op.if_rev is None and not push.whole and key not in earlier:
+                base = _below(self.states[op.state].values.get(op.path[0]), op.path[1:])
+                ops.append(delta.compress(op, base, self.seq))
+            else:
+                ops.append(op)
+            earlier.add(key)
+        return tuple(ops)
+
+    def _values(self, keys: Iterable[TraitKey]) -> dict[TraitKey, Value]:
+        found: dict[TraitKey, Value] = {}
+        for state, trait in keys:
+            known = self.states.get(state)
+            found[state, trait] = self.value(state, trait) if known is not None and trait in known.schema else None
+        return found
+
+    def _changes(self, before: dict[TraitKey, Value], origin: ChangeOrigin) -> list[Change]:
+        self.version += 1
+        changes: list[Change] = []
+        for key, old in before.items():
+            new = self._values([key])[key]
+            if not same(old, new):
+                last = self._last.get(key) if origin in ("remote", "resync") else None
+                changes.append(Change(*key, old, new, origin, last.actor if last else None, last.seq if last else 0))
+        return changes
+
+
+def _replayed(value: Value, ops: Iterable[Op], state: str, trait: str) -> Value:
+    for op in ops:
+        if op.state == state and op.path[0] == trait:
+            try:
+                value = delta.apply(value, op)
+            except (InvalidValue, NotFound):
+                # The room moved on under this write; its verdict will be a nack, until then it shows nothing.
+                continue
+    return value
+
+
+def _below(value: Value, keys: Sequence[str]) -> Value:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _normalised(op: Op) -> Op:
+    try:
+        match op:
+            case Set():
+                return msgspec.structs.replace(op, value=normalise(op.value))
+            case Append():
+                return msgspec.structs.replace(op, items=tuple(normalise(item) for item in op.items))
+            case _:
+                return op
+    except InvalidValue as error:
+        raise error.located(path=op.path) from None

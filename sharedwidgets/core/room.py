@@ -1,0 +1,701 @@
+"""The authority over one token: orders writes, checks them, and says what must happen, in order.
+
+The guarantees, as the tests number them:
+
+G1  One total order per room: every entry has the next seq.
+G2  The pushes of one boot are ordered as it made them: n is dense, a later n waits for an earlier one.
+G3  An acked push is in the log exactly once: its mark moves in the same batch as its entry.
+G4  A refused push has no effect anywhere, and its author is told why, with the authoritative value; told again when the
+    answer was lost with the socket.
+G5  Two replicas of one audience at the same (epoch, seq) hold equal state.
+G8  No state entry is dropped silently: a frame covers (prev, last], and what is folded is superseded.
+G9  A kernel-only trait never reaches a frontend in any form.
+G10 A push of several ops is all or nothing, under one seq.
+
+(G6 and G7 speak of locks.)
+
+`Room` returns effects in the order in which they must become visible. The shell appends the batch of `Record` effects to the
+store before it carries out any of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from sharedwidgets.core import delta
+from sharedwidgets.core import schema as schemas
+from sharedwidgets.core.delta import State, States
+from sharedwidgets.core.protocol import (
+    Actor,
+    Append,
+    Audience,
+    Bye,
+    Define,
+    Entries,
+    Entry,
+    EntryOp,
+    Failure,
+    Inc,
+    Join,
+    Joined,
+    Leave,
+    Limits,
+    Member,
+    Members,
+    Nack,
+    Op,
+    Origin,
+    Path,
+    Problem,
+    Push,
+    Resend,
+    Resume,
+    Set,
+    Snapshot,
+    Splice,
+    StateImage,
+    TraitSchema,
+    Wire,
+)
+from sharedwidgets.core.revisions import Revisions
+from sharedwidgets.core.values import MAX_DEPTH, Value, depth, size
+from sharedwidgets.errors import (
+    Forbidden,
+    InvalidValue,
+    NoSuchRoom,
+    OutcomeUnknown,
+    RevisionMismatch,
+    SharedWidgetsError,
+    TooLarge,
+)
+
+# Verdicts of refused pushes that are kept per boot, for an author whose socket died with the answer.
+KEPT_REFUSALS = 100
+
+
+# Marks that are kept per room; beyond, the longest silent boots are forgotten first.
+KEPT_MARKS = 10_000
+
+
+class Now(NamedTuple):
+    """The time of a decision: `mono` seconds for deadlines, `wall` seconds since 1970 for people."""
+
+    mono: float
+    wall: float
+
+
+class Mark(Wire, frozen=True, kw_only=True):
+    """How far the pushes of one boot are decided, when it was last heard (wall seconds), and its refused ones."""
+
+    n: int = 0
+    at: float = 0.0
+    refused: tuple[Nack, ...] = ()
+
+
+class RoomImage(Wire, frozen=True, kw_only=True):
+    """A room whole, as a store keeps it. `epochs` are (label, first seq), oldest first."""
+
+    incarnation: str
+    epochs: tuple[tuple[str, int], ...]
+    seq: int
+    states: dict[str, StateImage]
+    marks: dict[str, Mark]
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who speaks, as the server established it: `boot` is the process, `member` the one it belongs to."""
+
+    boot: str
+    member: Member
+    audience: Audience
+    may_write: bool
+    origin: Origin
+
+    @property
+    def actor(self) -> Actor:
+        """The author as an entry names it."""
+        return Actor(id=self.member.id, kind=self.origin, user=self.member.user, kernel_id=self.member.kernel_id)
+
+    @property
+    def frontend(self) -> bool:
+        """Whether kernel-only traits must not exist for it."""
+        return self.audience == "frontend"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Append to the store, then send `entry` to every attached kernel and `public` to every attached frontend."""
+
+    entry: Entry | None = None
+    public: Entry | None = None
+    boot: str | None = None
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True)
+class Attach:
+    """From here on this boot gets the room's entries."""
+
+    boot: str
+    audience: Audience
+
+
+@dataclass(frozen=True)
+class Detach:
+    """From here on it does not."""
+
+    boot: str
+
+
+@dataclass(frozen=True)
+class Send:
+    """To one boot."""
+
+    boot: str
+    message: Snapshot | Joined | Entries | Nack | Resend | Failure | Bye
+
+
+@dataclass(frozen=True)
+class Tell:
+    """To every attached boot but one."""
+
+    message: Members
+    but: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The outcome of a request from outside: the seq it took, or why not."""
+
+    ticket: int
+    outcome: int | SharedWidgetsError
+
+
+Effect: TypeAlias = Record | Attach | Detach | Send | Tell | Answer
+
+
+@dataclass
+class _Presence:
+    member: Member
+    boots: dict[str, set[str]] = field(default_factory=dict)
+    gone_at: float | None = None
+
+    def seen(self) -> Member:
+        states = sorted(set().union(*self.boots.values())) if self.boots else self.member.states
+        return msgspec.structs.replace(self.member, state="live" if self.boots else "away", states=tuple(states))
+
+
+class _Stale(Exception):
+    """A splice was cut from a value the room no longer holds."""
+
+
+class Room:
+    """One token's state, log tail, marks and members.
+
+    Parameters
+    ----------
+    token : str
+        The room's name.
+    incarnation, epoch : str
+        Fresh random labels; an image brings its own and starts a new epoch.
+    limits : Limits
+        The server's numbers.
+    image : RoomImage, optional
+        What the store kept.
+    """
+
+    def __init__(self, token: str, *, incarnation: str, epoch: str, limits: Limits, image: RoomImage | None = None) -> None:
+        self.token = token
+        self.limits = limits
+        self.incarnation = image.incarnation if image else incarnation
+        self.seq = image.seq if image else 0
+        self.epochs: list[tuple[str, int]] = [*(image.epochs if image else ()), (epoch, self.seq + 1)]
+        self.states: States = {name: State.from_image(item) for name, item in image.states.items()} if image else {}
+        self.marks: dict[str, Mark] = dict(image.marks) if image else {}
+        self.acked_lost = 0
+        self._revisions = Revisions(self.seq)
+        self._presences: dict[str, _Presence] = {}
+        self._attached: dict[str, Author] = {}
+        # Boots that were asked to send again from a number; what they sent beyond it is ignored until it comes.
+        self._awaited: dict[str, int] = {}
+        self._tail: deque[tuple[Entry, Entry | None, int, float]] = deque()
+        self._tail_bytes = 0
+        self._bytes = sum(size(value) for state in self.states.values() for value in state.values.values())
+
+    @property
+    def epoch(self) -> str:
+        """The label of the log being written now."""
+        return self.epochs[-1][0]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Everyone in the room, in the order of coming."""
+        return tuple(presence.seen() for presence in self._presences.values())
+
+    @property
+    def bytes(self) -> int:
+        """About how many bytes the values take."""
+        return self._bytes
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is in the room."""
+        return not self._presences
+
+    def image(self) -> RoomImage:
+        """The room as a store keeps it."""
+        states = {name: state.image() for name, state in self.states.items()}
+        return RoomImage(
+            incarnation=self.incarnation, epochs=tuple(self.epochs), seq=self.seq, states=states, marks=dict(self.marks)
+        )
+
+    def revision(self, state: str) -> int:
+        """The seq of the last change in a state."""
+        return self._revisions.of_state(state)
+
+    def receive(self, author: Author, message: Join | Leave | Resume | Push, now: Now) -> list[Effect]:
+        """What follows from a client's message."""
+        match message:
+            case Push():
+                return self._push(author, message, now)
+            case Join():
+                return self._join(author, message, now)
+            case Resume():
+                return self._resume(author, message, now)
+            case Leave():
+                return self._leave(author, message.state)
+
+    def request(self, ticket: int, author: Author, ops: Sequence[Op], if_seq: int | None, now: Now) -> list[Effect]:
+        """What follows from a request from outside: one push without a replica.
+
+        With `if_seq` it is refused when a state it names changed after that seq.
+        """
+        try:
+            for op in ops:
+                if if_seq is not None and self._revisions.of_state(op.state) > if_seq:
+                    raise RevisionMismatch(
+                        f"{op.state} changed at seq {self._revisions.of_state(op.state)}, after {if_seq}; read it again",
+                        state=op.state,
+                        path=op.path,
+                        expected=f"seq {self.seq}",
+                    )
+            decided, growth = self._decide(author, ops)
+            record = self._commit(author, decided, growth, now)
+        except _Stale:
+            return [Answer(ticket, InvalidValue("a splice needs a replica; set the whole value"))]
+        except SharedWidgetsError as error:
+            return [Answer(ticket, error.located(room=self.token))]
+        return [record, Answer(ticket, self.seq)]
+
+    def disconnect(self, boot: str, now: Now) -> list[Effect]:
+        """The connection of a boot is gone; its member may come back within `away_seconds`."""
+        effects: list[Effect] = []
+        author = self._attached.pop(boot, None)
+        self._awaited.pop(boot, None)
+        if author is None:
+            return effects
+        effects.append(Detach(boot))
+        presence = self._presences[author.member.id]
+        states = presence.boots.pop(boot)
+        if not presence.boots:
+            presence.member = msgspec.structs.replace(presence.member, states=tuple(sorted(states)))
+            presence.gone_at = now.mono + self.limits.away_seconds
+            effects.append(Tell(Members(room=self.token, present=(presence.seen(),))))
+        return effects
+
+    def tick(self, now: Now) -> list[Effect]:
+        """Members that stayed away are gone; marks nobody came back to are forgotten."""
+        gone = [name for name, item in self._presences.items() if item.gone_at is not None and item.gone_at <= now.mono]
+        for name in gone:
+            del self._presences[name]
+        surplus = len(self.marks) - KEPT_MARKS
+        for boot, mark in sorted(self.marks.items(), key=lambda item: item[1].at):
+            if boot not in self._attached and (surplus > 0 or mark.at < now.wall - self.limits.mark_seconds):
+                del self.marks[boot]
+                surplus -= 1
+        return [Tell(Members(room=self.token, gone=tuple(gone)))] if gone else []
+
+    def next_deadline(self) -> float | None:
+        """The monotonic time at which `tick` has something to do; None for not before something happens."""
+        return min((item.gone_at for item in self._presences.values() if item.gone_at is not None), default=None)
+
+    def since(self, audience: Audience, epoch: str, seq: int) -> Entries | None:
+        """The tail after `seq` for an audience, when the log still reaches back to it."""
+        if not self._reaches(epoch, seq):
+            return None
+        entries = [public if audience == "frontend" else entry for entry, public, _, _ in self._tail if entry.seq > seq]
+        return Entries(
+            room=self.token,
+            epoch=self.epoch,
+            prev=seq,
+            last=self.seq,
+            entries=tuple(entry for entry in entries if entry is not None),
+        )
+
+    def snapshot(self, boot: str, audience: Audience) -> Snapshot:
+        """The room whole, as an audience may see it."""
+        frontend = audience == "frontend"
+        mark = self.marks.get(boot)
+        return Snapshot(
+            room=self.token,
+            incarnation=self.incarnation,
+            epoch=self.epoch,
+            seq=self.seq,
+            states={name: state.image(frontend=frontend) for name, state in self.states.items()},
+            decided=mark.n if mark else 0,
+            members=self.members,
+        )
+
+    def catch_up(self, boot: str, audience: Audience, incarnation: str, epoch: str, seq: int) -> Snapshot | Entries:
+        """What brings a replica from where it stands to now: whichever of tail and snapshot is fewer bytes."""
+        tail = self.since(audience, epoch, seq) if incarnation == self.incarnation else None
+        if tail is None or sum(item[2] for item in self._tail if item[0].seq > seq) > self._bytes + 256:
+            return self.snapshot(boot, audience)
+        mark = self.marks.get(boot)
+        return msgspec.structs.replace(tail, decided=mark.n if mark else 0)
+
+    def recovered(self, attached: Iterable[Author]) -> list[Effect]:
+        """After a reload in mid-flight: bring everyone who was attached to what the store holds, and ask for the rest."""
+        effects: list[Effect] = []
+        for author in attached:
+            mark = self.marks.get(author.boot, Mark())
+            effects.append(Send(author.boot, self.snapshot(author.boot, author.audience)))
+            effects.append(Send(author.boot, Resend(room=self.token, n=mark.n + 1)))
+            self._awaited[author.boot] = mark.n + 1
+        return effects
+
+    def adopt(self, other: Room) -> list[Author]:
+        """Take over who is here from the room object this one replaces; the authors attached."""
+        self._presences, self._attached = other._presences, other._attached
+        return list(self._attached.values())
+
+    # --- pushes
+
+    def _push(self, author: Author, push: Push, now: Now) -> list[Effect]:
+        if author.boot not in self._attached:
+            return [Send(author.boot, self._failure(None, NoSuchRoom("join the room before you write to it", room=self.token)))]
+        mark = self.marks.get(author.boot, Mark())
+        if push.n <= mark.n:
+            return self._told_again(author, push.n, mark)
+        if push.n > mark.n + 1:
+            if self._awaited.get(author.boot) == mark.n + 1:
+                return []
+            return [self._resend(author.boot, mark.n + 1)]
+        self._awaited.pop(author.boot, None)
+        try:
+            decided, growth = self._decide(author, push.ops)
+        except _Stale:
+            return [self._resend(author.boot, push.n)]
+        except SharedWidgetsError as error:
+            return self._refuse(author, push, mark, error, now)
+        moved = Mark(n=push.n, at=now.wall, refused=mark.refused)
+        self.marks[author.boot] = moved
+        return [self._commit(author, decided, growth, now, push.depth, moved)]
+
+    def _decide(self, author: Author, ops: Sequence[Op]) -> tuple[list[Op], int]:
+        """The ops as they will stand in the entry and the bytes they add.
+
+        Raises, and changes nothing, when one of them may not be (G10).
+        """
+        if not author.may_write:
+            raise Forbidden("you may read this room, not write to it; ask for the right 'write' on 'sharedwidgets'")
+        if len(ops) > self.limits.push_ops:
+            raise TooLarge(
+                f"a push may have {self.limits.push_ops} ops, this one has {len(ops)}; split it",
+                expected=f"≤ {self.limits.push_ops} ops",
+            )
+        delta.check_ops(ops, self.limits.op_bytes)
+        trial: dict[tuple[str, str], Value] = {}
+        decided: list[Op] = []
+        growth = 0
+        for op in ops:
+            key = (op.state, op.path[0])
+            kind, held = delta.find(self.states, *key, frontend=author.frontend)
+            before = trial.get(key, held)
+            self._check_base(op, key in trial)
+            op = self._plain(op)
+            after = delta.apply(before, op)
+            schemas.check(kind, after, state=op.state, trait=op.path[0])
+            decided.append(delta.decided(op, after))
+            growth += _weight_at(after, op.path) - _weight_at(before, op.path)
+            trial[key] = after
+        if growth > 0 and self._bytes + growth > self.limits.room_bytes:
+            raise TooLarge(
+                f"the room would hold {self._bytes + growth} bytes; it may hold {self.limits.room_bytes}",
+                state=ops[0].state,
+                path=ops[0].path,
+                expected=f"≤ {self.limits.room_bytes} bytes",
+            )
+        return decided, growth
+
+    def _plain(self, op: Op) -> Op:
+        """The op without what only a server may say, checked for depth."""
+        match op:
+            case Inc():
+                return msgspec.structs.replace(op, value=None)
+            case Set():
+                levels = depth(op.value)
+            case Append():
+                levels = depth(list(op.items))
+            case Splice():
+                levels = depth(op.insert)
+            case _:
+                levels = 0
+        if levels + len(op.path) - 1 > MAX_DEPTH:
+            raise InvalidValue(
+                f"{op.state}.{op.path[0]}: nested deeper than {MAX_DEPTH} levels",
+                state=op.state,
+                path=op.path,
+                expected=f"at most {MAX_DEPTH} levels",
+            )
+        return op
+
+    def _check_base(self, op: Op, touched: bool) -> None:
+        if isinstance(op, Splice) and (touched or self._revisions.of(op.state, op.path) > op.rev):
+            raise _Stale
+        if isinstance(op, Set) and op.if_rev is not None and self._revisions.of(op.state, op.path) > op.if_rev:
+            raise RevisionMismatch(
+                f"{op.state}.{'.'.join(op.path)} changed after seq {op.if_rev}; read it again", state=op.state, path=op.path
+            )
+
+    def _commit(
+        self,
+        author: Author,
+        ops: Sequence[EntryOp],
+        growth: int,
+        now: Now,
+        reactions: int = 0,
+        mark: Mark | None = None,
+    ) -> Record:
+        """Give the next seq to decided ops and make them so (G1)."""
+        entry = Entry(seq=self.seq + 1, at=now.wall, by=author.actor, ops=tuple(ops), depth=reactions)
+        delta.apply_entry(self.states, entry)
+        public = delta.for_frontends(entry, self.states)
+        self.seq = entry.seq
+        self._revisions.note(entry)
+        self._bytes += growth
+        weight = 96 + sum(delta.weight(op) for op in ops if not isinstance(op, Define))
+        self._tail.append((entry, public, weight, now.mono))
+        self._tail_bytes += weight
+        self._trim(now.mono)
+        return Record(entry, public, author.boot if mark else None, mark)
+
+    def _refuse(self, author: Author, push: Push, mark: Mark, error: SharedWidgetsError, now: Now) -> list[Effect]:
+        """The push is decided, and has no effect (G4); the mark moves, so that it is never tried again."""
+        nack = Nack(room=self.token, n=push.n, problem=problem(error), seq=self.seq, values=self._values(author, push.ops))
+        kept = msgspec.structs.replace(nack, values={})
+        moved = Mark(n=push.n, at=now.wall, refused=(*mark.refused, kept)[-KEPT_REFUSALS:])
+        self.marks[author.boot] = moved
+        return [Record(boot=author.boot, mark=moved), Send(author.boot, nack)]
+
+    def _told_again(self, author: Author, n: int, mark: Mark) -> list[Effect]:
+        for nack in mark.refused:
+            if nack.n == n:
+                return [Send(author.boot, nack)]
+        ack = Entries(room=self.token, epoch=self.epoch, prev=self.seq, last=self.seq, decided=n)
+        return [Send(author.boot, ack)]
+
+    def _resend(self, boot: str, n: int) -> Send:
+        self._awaited[boot] = n
+        return Send(boot, Resend(room=self.token, n=n))
+
+    # --- coming and going
+
+    def _join(self, author: Author, join: Join, now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        created = self.seq == 0
+        if join.schema is not None and join.state is not None:
+            try:
+                definition = self._definition(author, join.state, join.schema, join.values or {})
+            except SharedWidgetsError as error:
+                return [Send(author.boot, self._failure(join.id, error))]
+            if definition is not None:
+                effects.append(self._commit(author, [definition], self._growth(definition), now))
+        if join.resume is not None:
+            effects += self._verdicts(author, join.resume, now, mine=created and self.seq > 0)
+        fresh = author.boot not in self._attached
+        member = self._enter(author, [join.state] if join.state is not None else [])
+        if fresh:
+            effects += [Attach(author.boot, author.audience), Send(author.boot, self.snapshot(author.boot, author.audience))]
+        effects.append(Send(author.boot, Joined(id=join.id, room=self.token, seq=self.seq)))
+        if member is not None:
+            effects.append(Tell(Members(room=self.token, present=(member,)), but=author.boot if fresh else None))
+        return effects
+
+    def _resume(self, author: Author, resume: Resume, now: Now) -> list[Effect]:
+        """Verdicts lost with a socket, and what happened since, cut at one seq."""
+        if self.seq == 0 and resume.seq > 0:
+            return [Send(author.boot, self._failure(None, NoSuchRoom("the room is not here any more", room=self.token)))]
+        self._awaited.pop(author.boot, None)
+        effects = self._verdicts(author, resume, now, mine=False)
+        fresh = author.boot not in self._attached
+        member = self._enter(author, resume.states) if fresh else None
+        if fresh:
+            effects.append(Attach(author.boot, author.audience))
+        answer = self.catch_up(author.boot, author.audience, resume.incarnation, resume.epoch, resume.seq)
+        effects.append(Send(author.boot, answer))
+        if fresh and isinstance(answer, Entries):
+            effects.append(Tell(Members(room=self.token, present=self.members)))
+        elif member is not None:
+            effects.append(Tell(Members(room=self.token, present=(member,)), but=author.boot))
+        return effects
+
+    def _verdicts(self, author: Author, resume: Resume, now: Now, *, mine: bool) -> list[Effect]:
+        """Settle the open numbers of a boot that comes back, and say again what was refused.
+
+        A boot nobody remembers cannot be told whether its open pushes took effect, except by the one whose copy the room was
+        just made from (`mine`): that copy is from before them.
+        """
+        mark = self.marks.get(author.boot)
+        effects: list[Effect] = []
+        if mark is None and resume.lowest > 1 and not mine and resume.highest >= resume.lowest:
+            moved = Mark(n=resume.highest, at=now.wall)
+            unknown = OutcomeUnknown(
+                "the server has no record of this process; look at the value and write again if needed", room=self.token
+            )
+            self.marks[author.boot] = moved
+            return [
+                Record(boot=author.boot, mark=moved),
+                Send(
+                    author.boot,
+                    Nack(room=self.token, n=resume.lowest, through=resume.highest, problem=problem(unknown), seq=self.seq),
+                ),
+            ]
+        mark = mark or Mark()
+        if resume.lowest > mark.n + 1:
+            self.acked_lost += 0 if mine else resume.lowest - 1 - mark.n
+            mark = msgspec.structs.replace(mark, n=resume.lowest - 1, at=now.wall)
+            self.marks[author.boot] = mark
+            effects.append(Record(boot=author.boot, mark=mark))
+        effects += [Send(author.boot, nack) for nack in mark.refused if nack.n >= resume.lowest]
+        return effects
+
+    def _definition(
+        self, author: Author, state: str, schema: Mapping[str, TraitSchema], values: Mapping[str, Value]
+    ) -> Define | None:
+        """The entry a join with a schema needs: none, a new state, or traits the room's state lacks."""
+        if author.frontend:
+            raise Forbidden("a page joins without a schema and waits for a kernel or script to make the state", state=state)
+        held = self.states.get(state, State())
+        wanted = schemas.missing(held.schema, schema)
+        clashes = schemas.conflicts(held.schema, schema)
+        for trait in clashes:
+            if not self._alone(author, state) or not schemas.replaceable(held.schema[trait], schema[trait]):
+                raise schemas.conflict(state, trait, held.schema[trait], schema[trait])
+        if not wanted and not clashes and state in self.states:
+            return None
+        if not author.may_write:
+            raise Forbidden(f"you may read this room, not make {state} in it; ask for the right 'write'", state=state)
+        chosen: dict[str, Value] = {}
+        for trait, kind in schema.items():
+            if trait in wanted or trait in clashes:
+                chosen[trait] = self._first_value(state, trait, kind, held, values)
+        definition = Define(state=state, schema={trait: schema[trait] for trait in chosen}, values=dict(chosen))
+        if self._bytes + self._growth(definition) > self.limits.room_bytes:
+            raise TooLarge(f"the room may hold {self.limits.room_bytes} bytes", state=state)
+        return definition
+
+    def _growth(self, definition: Define) -> int:
+        held = self.states.get(definition.state, State()).values
+        return sum(size(value) - (size(held[trait]) if trait in held else 0) for trait, value in definition.values.items())
+
+    def _first_value(self, state: str, trait: str, kind: TraitSchema, held: State, values: Mapping[str, Value]) -> Value:
+        if trait in held.values and schemas.fits(kind, held.values[trait]):
+            return held.values[trait]
+        if trait not in values:
+            raise InvalidValue(f"{state}.{trait} has a schema and no first value", state=state, path=(trait,))
+        value = values[trait]
+        schemas.check(kind, value, state=state, trait=trait)
+        if size(value) > self.limits.op_bytes or depth(value) > MAX_DEPTH:
+            raise TooLarge(f"{state}.{trait}: the first value is too large", state=state, path=(trait,))
+        return value
+
+    def _alone(self, author: Author, state: str) -> bool:
+        """Whether all live kernels and scripts of the state are the author's own: people edit a class and run it again."""
+        mine = author.member.kernel_id or author.member.id
+        return all(
+            (item.member.kernel_id or item.member.id) == mine
+            for item in self._presences.values()
+            if item.boots and item.member.kind != "frontend" and state in item.seen().states
+        )
+
+    def _enter(self, author: Author, states: Iterable[str]) -> Member | None:
+        """Book a boot as present; the member when it looks different now."""
+        self._attached[author.boot] = author
+        presence = self._presences.get(author.member.id)
+        before = presence.seen() if presence else None
+        if presence is None:
+            presence = self._presences[author.member.id] = _Presence(author.member)
+        presence.gone_at = None
+        presence.boots.setdefault(author.boot, set()).update(states)
+        after = presence.seen()
+        return after if after != before else None
+
+    def _leave(self, author: Author, state: str | None) -> list[Effect]:
+        presence = self._presences.get(author.member.id)
+        if presence is None or author.boot not in presence.boots:
+            return []
+        if state is not None:
+            presence.boots[author.boot].discard(state)
+            return [Tell(Members(room=self.token, present=(presence.seen(),)))]
+        del presence.boots[author.boot]
+        self._attached.pop(author.boot, None)
+        self._awaited.pop(author.boot, None)
+        if presence.boots:
+            return [Detach(author.boot), Tell(Members(room=self.token, present=(presence.seen(),)))]
+        del self._presences[author.member.id]
+        return [Detach(author.boot), Tell(Members(room=self.token, gone=(author.member.id,)))]
+
+    # --- small parts
+
+    def _failure(self, request: int | None, error: SharedWidgetsError) -> Failure:
+        return Failure(id=request, room=self.token, problem=problem(error))
+
+    def _values(self, author: Author, ops: Iterable[Op]) -> dict[str, dict[str, Value]]:
+        """The authoritative values of the traits that ops name, as far as the author may see them."""
+        values: dict[str, dict[str, Value]] = {}
+        for op in ops:
+            state = self.states.get(op.state)
+            kind = state.schema.get(op.path[0]) if state else None
+            if state is not None and kind is not None and not (kind.kernel_only and author.frontend):
+                values.setdefault(op.state, {})[op.path[0]] = state.values[op.path[0]]
+        return values
+
+    def _reaches(self, epoch: str, seq: int) -> bool:
+        """Whether the tail still has everything after `seq` of that epoch."""
+        ends = [first - 1 for _, first in self.epochs[1:]] + [self.seq]
+        end = next((last for (label, _), last in zip(self.epochs, ends, strict=True) if label == epoch), -1)
+        oldest = self._tail[0][0].seq if self._tail else self.seq + 1
+        return oldest - 1 <= seq <= end
+
+    def _trim(self, now: float) -> None:
+        limits = self.limits
+        while self._tail_bytes > limits.tail_bytes or (
+            len(self._tail) > limits.tail_entries and now - self._tail[0][3] > limits.tail_seconds
+        ):
+            self._tail_bytes -= self._tail.popleft()[2]
+
+
+def problem(error: SharedWidgetsError) -> Problem:
+    """An error as it travels."""
+    return Problem(
+        code=error.code,
+        message=str(error),
+        state=error.state,
+        path=error.path or ((error.trait,) if error.trait else ()),
+        expected=error.expected,
+    )
+
+
+def _weight_at(value: Value, path: Path) -> int:
+    for key in path[1:]:
+        if not isinstance(value, dict) or key not in value:
+            return 0
+        value = value[key]
+    return size(value)
