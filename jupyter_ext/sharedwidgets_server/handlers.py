@@ -1,0 +1,224 @@
+"""The REST interface: translate HTTP to a question to the manager and its answer back. Decides nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+import msgspec
+from jupyter_server.base.handlers import APIHandler
+from tornado import web
+
+from sharedwidgets.core import values
+from sharedwidgets.core.protocol import Audience, Member, Op, Set, StateImage
+from sharedwidgets.core.room import Author
+from sharedwidgets.errors import (
+    Forbidden,
+    InvalidToken,
+    InvalidValue,
+    Malformed,
+    NoSuchPath,
+    NotFound,
+    RevisionMismatch,
+    SchemaConflict,
+    SharedWidgetsError,
+    StoreFailed,
+    TooLarge,
+)
+from sharedwidgets_server.auth import CredentialMixin, Keys
+from sharedwidgets_server.manager import RoomManager, RoomView
+
+Params = ParamSpec("Params")
+Handler = TypeVar("Handler", bound="RoomsHandler")
+
+STATUS: list[tuple[type[SharedWidgetsError], int]] = [
+    (Malformed, 400),
+    (InvalidToken, 400),
+    (Forbidden, 403),
+    (NoSuchPath, 422),
+    (NotFound, 404),
+    (RevisionMismatch, 409),
+    (SchemaConflict, 409),
+    (TooLarge, 413),
+    (InvalidValue, 422),
+    (StoreFailed, 503),
+]
+
+
+def status_of(error: SharedWidgetsError) -> int:
+    """The HTTP status an error travels under."""
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+Method: TypeAlias = Callable[Concatenate[Handler, Params], Coroutine[Any, Any, None]]
+
+
+def asks(action: str) -> Callable[[Method[Handler, Params]], Method[Handler, Params]]:
+    """Mark a method with what the authorizer is asked; errors of ours become their status and a JSON body."""
+
+    def decorate(method: Method[Handler, Params]) -> Method[Handler, Params]:
+        @wraps(method)
+        async def wrapped(self: Handler, /, *args: Params.args, **kwargs: Params.kwargs) -> None:
+            try:
+                if not await self.may(action):
+                    raise Forbidden(f"you may not {action} 'sharedwidgets' on this server; ask its operator")
+                await method(self, *args, **kwargs)
+            except SharedWidgetsError as error:
+                self.refuse(error)
+
+        return wrapped
+
+    return decorate
+
+
+class RoomsHandler(CredentialMixin, APIHandler):
+    """What the handlers of this extension share."""
+
+    auth_resource = "sharedwidgets"
+
+    def initialize(self, manager: RoomManager, keys: Keys, owner: str, version: str) -> None:
+        """Take what the route brings."""
+        self.manager = manager
+        self.keys = keys
+        self.owner = owner
+        self.version = version
+
+    @property
+    def audience(self) -> Audience:
+        """Whether kernel-only traits exist for the caller."""
+        return "frontend" if self.is_frontend else "kernel"
+
+    def refuse(self, error: SharedWidgetsError) -> None:
+        """Answer with an error as ``{code, message, state, trait, path, expected}``."""
+        self.set_status(status_of(error))
+        facts = {
+            "code": error.code,
+            "message": str(error),
+            "state": error.state,
+            "trait": error.trait,
+            "path": list(error.path),
+            "expected": error.expected,
+        }
+        self.answer(facts)
+
+    def answer(self, body: object) -> None:
+        """A JSON body."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(body))
+
+
+class RoomListHandler(RoomsHandler):
+    """``GET sharedwidgets/api/rooms``."""
+
+    @web.authenticated
+    @asks("read")
+    async def get(self) -> None:
+        """The rooms there are: token, seq, state names, number of members."""
+        rooms = []
+        for token in await self.manager.tokens():
+            view = await self.manager.view(token, self.audience)
+            rooms.append({"token": token, "seq": view.seq, "states": sorted(view.states), "members": len(view.members)})
+        self.answer({"rooms": rooms})
+
+
+class RoomHandler(RoomsHandler):
+    """``GET sharedwidgets/api/rooms/{token}``."""
+
+    _etag: str | None = None
+
+    @web.authenticated
+    @asks("read")
+    async def get(self, token: str) -> None:
+        """Values, members and seq of a room; the ETag is what ``If-Match`` takes."""
+        view = await self.manager.view(token, self.audience)
+        self._etag = etag(view)
+        self.answer(
+            {
+                "token": view.token,
+                "incarnation": view.incarnation,
+                "epoch": view.epoch,
+                "seq": view.seq,
+                "states": {name: _state(image) for name, image in view.states.items()},
+                "members": [_member(member) for member in view.members],
+            }
+        )
+
+
+    def compute_etag(self) -> str | None:
+        """The revision that was answered; Tornado would hash the body instead."""
+        return self._etag
+
+
+class StateHandler(RoomsHandler):
+    """``PATCH sharedwidgets/api/rooms/{token}/states/{state}``."""
+
+    @web.authenticated
+    @asks("write")
+    async def patch(self, token: str, state: str) -> None:
+        """Set traits from outside, all or nothing; every member sees it as one entry."""
+        ops = self._ops(state)
+        author = self._author()
+        seq = await self.manager.patch(token, author, ops, await self._if_seq(token))
+        self.answer({"seq": seq})
+
+    def _ops(self, state: str) -> list[Op]:
+        try:
+            body = msgspec.json.decode(self.request.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(f"the body is not JSON: {error}") from None
+        plain = values.unpack(body, None)
+        if not isinstance(plain, dict) or not plain:
+            raise Malformed('the body must be an object of traits and values, such as {"count": 3}', expected="object")
+        return [Set(state=state, path=(trait,), value=value) for trait, value in plain.items()]
+
+    async def _if_seq(self, token: str) -> int | None:
+        header = self.request.headers.get("If-Match")
+        if header is None or header.strip() == "*":
+            return None
+        parts = re.fullmatch(r'"([^".]+)\.([^".]+)\.(\d{1,15})"', header.strip())
+        if parts is None:
+            raise Malformed('If-Match takes the ETag of GET rooms/{token}, "incarnation.epoch.seq"', expected="an ETag")
+        view = await self.manager.view(token, self.audience)
+        incarnation, epoch, seq = parts.groups()
+        if (incarnation, epoch) != (view.incarnation, view.epoch):
+            raise RevisionMismatch("the room was made anew since it was read; read it again", room=token)
+        return int(seq)
+
+    def _author(self) -> Author:
+        user = self.current_user.username
+        member = Member(id=f"rest:{user}"[:64], kind="frontend" if self.is_frontend else "script", user=user)
+        return Author(boot=member.id, member=member, audience=self.audience, may_write=True, origin="rest")
+
+
+class MeHandler(RoomsHandler):
+    """``GET sharedwidgets/api/me``."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """Who the server says the caller is and what it may do; a page whose socket was refused asks here why."""
+        self.answer(
+            {
+                "user": self.current_user.username,
+                "audience": self.audience,
+                "may_read": await self.may("read"),
+                "may_write": await self.may("write"),
+                "version": self.version,
+                "server": self.keys.server_id,
+            }
+        )
+
+
+def etag(view: RoomView) -> str:
+    """The revision of a room as HTTP writes it."""
+    return f'"{view.incarnation}.{view.epoch}.{view.seq}"'
+
+
+def _state(image: StateImage) -> dict[str, Any]:
+    return {"values": values.pack(image.values, None), "schema": values.pack(msgspec.to_builtins(image.schema), None)}
+
+
+def _member(member: Member) -> dict[str, Any]:
+    return {name: getattr(member, name) for name in member.__struct_fields__}

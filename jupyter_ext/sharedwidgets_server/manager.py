@@ -1,0 +1,582 @@
+"""The asyncio shell around the rooms: one queue and one task per room, which decides, appends, and only then tells.
+
+`Room` says what must happen; this file carries it out, in order. It never decides anything about values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from sharedwidgets.core import codec
+from sharedwidgets.core.protocol import (
+    Audience,
+    Bye,
+    Downstream,
+    Entries,
+    Entry,
+    Failure,
+    Hello,
+    Join,
+    Leave,
+    Limits,
+    Member,
+    Nack,
+    Op,
+    Ping,
+    Push,
+    Resend,
+    Resume,
+    Slow,
+    StateImage,
+    Upstream,
+)
+from sharedwidgets.core.registry import Registry
+from sharedwidgets.core.room import (
+    Answer,
+    Attach,
+    Author,
+    Detach,
+    Effect,
+    Now,
+    Record,
+    Room,
+    Send,
+    Tell,
+    problem,
+)
+from sharedwidgets.core.values import check_token
+from sharedwidgets.errors import (
+    GoingAway,
+    InvalidToken,
+    NoSuchRoom,
+    Replaced,
+    SharedWidgetsError,
+    Silent,
+    StoreFailed,
+    TooManyRooms,
+)
+from sharedwidgets_server.outbox import Outbox
+from sharedwidgets_server.stores import Batch, Store
+
+log = logging.getLogger("sharedwidgets")
+
+# Inputs decided, appended and told together; more wait for the next turn.
+BATCH = 500
+# Inputs that may wait for one room before its writers are read more slowly.
+BACKLOG = 1000
+SLOW_SECONDS = 0.05
+STORE_RETRY_SECONDS = 5.0
+STORE_TRIES = 3
+
+
+@dataclass(eq=False)
+class Connection:
+    """One socket that said hello: who it is and what waits for it."""
+
+    author: Author
+    generation: int
+    outbox: Outbox
+    close: Callable[[], None]
+    heard: float = 0.0
+    pinged: float = 0.0
+
+
+@dataclass(frozen=True)
+class _FromClient:
+    author: Author
+    message: Join | Leave | Resume | Push
+
+
+@dataclass(frozen=True)
+class _Disconnected:
+    boot: str
+
+
+@dataclass(frozen=True)
+class _CatchUp:
+    boot: str
+
+
+@dataclass(frozen=True)
+class _Request:
+    ticket: int
+    author: Author
+    ops: Sequence[Op]
+    if_seq: int | None
+
+
+@dataclass(frozen=True)
+class _Look:
+    audience: Audience
+    answer: asyncio.Future[RoomView]
+
+
+_Input: TypeAlias = _FromClient | _Disconnected | _CatchUp | _Request | _Look
+
+
+@dataclass(frozen=True)
+class _Show:
+    """A `_Look` answered; it leaves in its turn, never before the append of what it shows (H9)."""
+
+    answer: asyncio.Future[RoomView]
+    view: RoomView
+
+
+@dataclass(frozen=True)
+class RoomView:
+    """A room as the REST interface shows it to one audience."""
+
+    token: str
+    incarnation: str
+    epoch: str
+    seq: int
+    states: dict[str, StateImage]
+    members: tuple[Member, ...]
+
+
+class RoomManager:
+    """All rooms of one server.
+
+    Parameters
+    ----------
+    store : Store
+        Where rooms persist.
+    limits : Limits
+        The numbers clients are held to.
+    room_ttl : float
+        Seconds an empty room is kept.
+    clock, wall : callable
+        Monotonic seconds, and seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        limits: Limits,
+        room_ttl: float,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.limits = limits
+        self.clock = clock
+        self.wall = wall
+        self.registry = Registry(limits.rooms, room_ttl)
+        self.connections: dict[str, Connection] = {}
+        self._queues: dict[str, RoomQueue] = {}
+        self._tickets = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[int]] = {}
+        self._timer: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to keep time; needs a running loop."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().create_task(self._keep_time())
+
+    async def stop(self) -> None:
+        """Say goodbye to everyone and let go of tasks and store."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self.connections.values()):
+            connection.outbox.control(Bye(problem=problem(GoingAway("the server is shutting down")), retry_after=1.0))
+        for queue in list(self._queues.values()):
+            queue.stop()
+        self._queues.clear()
+        await self.store.close()
+
+    # --- connections
+
+    def admit(self, connection: Connection, hello: Hello) -> None:
+        """A connection said hello: from here on it speaks for its boot; an older one does not (H7)."""
+        self.start()
+        author = connection.author
+        connection.generation, replaced = self.registry.admit(author.boot, author.member)
+        connection.heard = connection.pinged = self.clock()
+        older = self.connections.get(author.boot)
+        self.connections[author.boot] = connection
+        if replaced is not None:
+            for token in replaced.rooms:
+                self._queue(token).put(_Disconnected(author.boot))
+        if older is not None:
+            older.outbox.control(Bye(problem=problem(Replaced("another connection of the same process took over"))))
+            older.close()
+
+    def greet(self, connection: Connection, hello: Hello) -> None:
+        """After the welcome: the rooms the boot held before."""
+        for resume in hello.rooms:
+            self._enter(connection, resume.room, resume)
+
+    async def receive(self, connection: Connection, message: Upstream) -> None:
+        """Take in what a connection said; returns when it may say more."""
+        author = connection.author
+        if not self.registry.current(author.boot, connection.generation):
+            return
+        match message:
+            case Join() | Resume():
+                self._enter(connection, message.room, message)
+            case Leave():
+                self._queue(message.room).put(_FromClient(author, message))
+                if message.state is None:
+                    self.registry.leave(author.boot, message.room)
+                    connection.outbox.forget(message.room)
+            case Push():
+                queue = self._queues.get(message.room)
+                if queue is None:
+                    gone = NoSuchRoom("join the room before you write to it", room=message.room)
+                    connection.outbox.control(Failure(room=message.room, problem=problem(gone)))
+                    return
+                queue.put(_FromClient(author, message))
+                if queue.backlog > BACKLOG:
+                    connection.outbox.control(Slow(delay=SLOW_SECONDS))
+                    await queue.caught_up()
+            case _:
+                raise AssertionError(f"{type(message).__name__} is answered at the door")
+        await connection.outbox.room_made()
+
+    def closed(self, connection: Connection) -> None:
+        """The socket is gone."""
+        boot = connection.author.boot
+        for token in self.registry.drop(boot, connection.generation):
+            self._queue(token).put(_Disconnected(boot))
+        if self.connections.get(boot) is connection:
+            del self.connections[boot]
+
+    def catch_up(self, connection: Connection, token: str) -> None:
+        """A lagging connection has room again: the room tells it what it missed."""
+        boot = connection.author.boot
+        if self.registry.current(boot, connection.generation):
+            self._queue(token).put(_CatchUp(boot))
+
+    def _enter(self, connection: Connection, token: str, message: Join | Resume) -> None:
+        request = message.id if isinstance(message, Join) else None
+        try:
+            check_token(token)
+            self.registry.enter(connection.author.boot, token)
+        except (InvalidToken, TooManyRooms) as error:
+            connection.outbox.control(Failure(id=request, room=token, problem=problem(error)))
+            return
+        self._queue(token).put(_FromClient(connection.author, message))
+
+    # --- requests from outside
+
+    async def tokens(self) -> list[str]:
+        """The rooms there are, sorted."""
+        return await self.store.tokens()
+
+    async def view(self, token: str, audience: Audience) -> RoomView:
+        """One room as an audience may see it.
+
+        Raises
+        ------
+        InvalidToken, NoSuchRoom
+        """
+        await self._exists(token)
+        answer: asyncio.Future[RoomView] = asyncio.get_running_loop().create_future()
+        self._queue(token).put(_Look(audience, answer))
+        return await answer
+
+    async def patch(self, token: str, author: Author, ops: Sequence[Op], if_seq: int | None = None) -> int:
+        """Write from outside; the seq it took.
+
+        Raises
+        ------
+        InvalidToken, NoSuchRoom, NoSuchState, NoSuchTrait, NoSuchPath, InvalidValue, TooLarge, RevisionMismatch, Forbidden
+        """
+        await self._exists(token)
+        ticket = next(self._tickets)
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._answers[ticket] = answer
+        self._queue(token).put(_Request(ticket, author, ops, if_seq))
+        try:
+            return await answer
+        finally:
+            del self._answers[ticket]
+
+    async def _exists(self, token: str) -> None:
+        check_token(token)
+        if await self.store.load(token) is None:
+            raise NoSuchRoom(f"there is no room {token!r}; a kernel or script makes it by linking to it", room=token)
+
+    def answer(self, ticket: int, outcome: int | SharedWidgetsError) -> None:
+        """Carry out an `Answer`."""
+        future = self._answers.get(ticket)
+        if future is None or future.done():
+            return
+        if isinstance(outcome, SharedWidgetsError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    # --- rooms
+
+    def now(self) -> Now:
+        """The time of a decision."""
+        return Now(self.clock(), self.wall())
+
+    def emptied(self, token: str, *, worthless: bool) -> None:
+        """Nobody is in a room: its time runs; one that never held anything is let go at once."""
+        if worthless:
+            queue = self._queues.pop(token, None)
+            if queue is not None:
+                queue.stop()
+        else:
+            self.registry.emptied(token, self.clock())
+
+    def _queue(self, token: str) -> RoomQueue:
+        queue = self._queues.get(token)
+        if queue is None:
+            queue = self._queues[token] = RoomQueue(token, self)
+        return queue
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self.limits.away_seconds / 4, self.limits.heartbeat_seconds / 4))
+            now = self.clock()
+            for queue in list(self._queues.values()):
+                queue.look_at_clock(now)
+            for token in self.registry.expired(now):
+                queue_gone = self._queues.pop(token, None)
+                if queue_gone is not None:
+                    queue_gone.stop()
+                await self.store.delete(token)
+            for connection in list(self.connections.values()):
+                self._heartbeat(connection, now)
+
+    def _heartbeat(self, connection: Connection, now: float) -> None:
+        silent = now - connection.heard
+        if silent > self.limits.dead_seconds:
+            connection.outbox.control(Bye(problem=problem(Silent(f"nothing was heard for {silent:.0f} s"))))
+            connection.close()
+        elif silent > self.limits.heartbeat_seconds and now - connection.pinged > self.limits.heartbeat_seconds:
+            connection.pinged = now
+            connection.outbox.control(Ping(id=0))
+
+
+class RoomQueue:
+    """One room and the only task that touches it."""
+
+    def __init__(self, token: str, manager: RoomManager) -> None:
+        self.token = token
+        self._manager = manager
+        self._inputs: deque[_Input] = deque()
+        self._wake = asyncio.Event()
+        self._short = asyncio.Event()
+        self._deadline: float | None = None
+        self._failures = 0
+        self._run = _Run()
+        self._readers: dict[str, Audience] = {}
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    @property
+    def backlog(self) -> int:
+        """Inputs that wait."""
+        return len(self._inputs)
+
+    def put(self, item: _Input) -> None:
+        """Queue an input; it is decided in the order of putting."""
+        self._inputs.append(item)
+        self._wake.set()
+
+    async def caught_up(self) -> None:
+        """Wait until the backlog is short again."""
+        self._short.clear()
+        await self._short.wait()
+
+    def look_at_clock(self, now: float) -> None:
+        """Wake the task when something is due."""
+        if self._deadline is not None and self._deadline <= now:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """End the task; what waits is not decided."""
+        self._task.cancel()
+
+    async def _work(self) -> None:
+        room = await self._load()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._inputs or self._due():
+                effects: list[Effect | _Show] = []
+                batch = [self._inputs.popleft() for _ in range(min(BATCH, len(self._inputs)))]
+                for item in batch:
+                    effects += self._decide(room, item)
+                if self._due():
+                    effects += room.tick(self._manager.now())
+                if await self._append(room, effects):
+                    for effect in effects:
+                        self._perform(room, effect)
+                    self._flush(room)
+                else:
+                    room = await self._recover(room, batch, effects)
+                self._deadline = room.next_deadline()
+                # Whoever woke in this turn of the loop goes into the next window.
+                await asyncio.sleep(0)
+            self._short.set()
+            if room.idle:
+                self._manager.emptied(self.token, worthless=room.seq == 0)
+
+    def _due(self) -> bool:
+        return self._deadline is not None and self._deadline <= self._manager.clock()
+
+    def _decide(self, room: Room, item: _Input) -> Sequence[Effect | _Show]:
+        now = self._manager.now()
+        match item:
+            case _FromClient():
+                return room.receive(item.author, item.message, now)
+            case _Disconnected():
+                return room.disconnect(item.boot, now)
+            case _CatchUp():
+                connection = self._manager.connections.get(item.boot)
+                cursor = connection.outbox.cursors.get(self.token) if connection else None
+                if connection is None or cursor is None:
+                    return []
+                author = connection.author
+                answer = room.catch_up(item.boot, author.audience, cursor.incarnation, cursor.epoch, cursor.seq)
+                return [Send(item.boot, answer)]
+            case _Request():
+                return room.request(item.ticket, item.author, item.ops, item.if_seq, now)
+            case _Look():
+                states = {name: state.image(frontend=item.audience == "frontend") for name, state in room.states.items()}
+                view = RoomView(self.token, room.incarnation, room.epoch, room.seq, states, room.members)
+                return [_Show(item.answer, view)]
+
+    async def _append(self, room: Room, effects: Sequence[Effect | _Show]) -> bool:
+        """Write down what was decided; whether the store did."""
+        entries = [item.entry for item in effects if isinstance(item, Record) and item.entry is not None]
+        marks = {item.boot: item.mark for item in effects if isinstance(item, Record) and item.boot and item.mark}
+        if entries or marks:
+            batch = Batch(self.token, room.incarnation, tuple(room.epochs), entries)
+            try:
+                await self._manager.store.append(batch, marks, room.seq - len(entries))
+            except Exception:
+                self._failures += 1
+                log.exception("the store refused to append to %r; loading the room again", self.token)
+                return False
+            self._failures = 0
+        return True
+
+    def _perform(self, room: Room, effect: Effect | _Show) -> None:
+        match effect:
+            case Record():
+                self._run.add(effect)
+            case Send(boot=boot, message=message):
+                if not _is_verdict(message):
+                    self._flush(room)
+                self._send(boot, message)
+            case Attach():
+                self._flush(room)
+                self._readers[effect.boot] = effect.audience
+            case Detach():
+                self._flush(room)
+                self._readers.pop(effect.boot, None)
+            case Tell():
+                for boot in self._readers:
+                    if boot != effect.but:
+                        self._send(boot, effect.message)
+            case Answer():
+                self._manager.answer(effect.ticket, effect.outcome)
+            case _Show():
+                if not effect.answer.done():
+                    effect.answer.set_result(effect.view)
+
+    def _send(self, boot: str, message: Downstream) -> None:
+        connection = self._manager.connections.get(boot)
+        if connection is not None:
+            connection.outbox.control(message)
+
+    def _flush(self, room: Room) -> None:
+        """Send the entries decided so far: one frame, encoded once per audience."""
+        run, self._run = self._run, _Run()
+        if not run.entries:
+            return
+        frames: dict[Audience, tuple[Entries, codec.Encoded]] = {}
+        for boot, audience in self._readers.items():
+            connection = self._manager.connections.get(boot)
+            if connection is None:
+                continue
+            if audience not in frames:
+                message = run.message(self.token, room.epoch, audience)
+                frames[audience] = (message, codec.encode_shared(message))
+            connection.outbox.entries(*frames[audience], run.decided.get(boot, 0))
+
+    async def _load(self) -> Room:
+        """The room from the store; tried until the store answers."""
+        while True:
+            try:
+                image = await self._manager.store.load(self.token)
+            except Exception:
+                self._failures += 1
+                log.exception("the store could not load %r", self.token)
+                await self._back_off()
+                continue
+            return Room(
+                self.token, incarnation=uuid.uuid4().hex, epoch=uuid.uuid4().hex, limits=self._manager.limits, image=image
+            )
+
+    async def _recover(self, room: Room, batch: Sequence[_Input], effects: Sequence[Effect | _Show]) -> Room:
+        """The store is the truth: start again from it under a new epoch, and nobody hears of what was decided (H9).
+
+        Pushes come again from their authors, who are asked to; whatever else was decided is decided once more.
+        """
+        for effect in effects:
+            if isinstance(effect, Answer):
+                failed = StoreFailed("the room could not be written down; nothing was changed, try again", room=self.token)
+                self._manager.answer(effect.ticket, failed)
+        await self._back_off()
+        fresh = await self._load()
+        authors = fresh.adopt(room)
+        self._run = _Run()
+        self._readers = {author.boot: author.audience for author in authors}
+        for effect in fresh.recovered(authors):
+            self._perform(fresh, effect)
+        again = [
+            item
+            for item in batch
+            if not isinstance(item, _Request) and not (isinstance(item, _FromClient) and isinstance(item.message, Push))
+        ]
+        self._inputs.extendleft(reversed(again))
+        return fresh
+
+    async def _back_off(self) -> None:
+        if self._failures >= STORE_TRIES:
+            log.error("%r waits for its store; it is tried every %s s", self.token, STORE_RETRY_SECONDS)
+            await asyncio.sleep(STORE_RETRY_SECONDS)
+
+
+@dataclass
+class _Run:
+    """Entries decided since the last frame went out."""
+
+    entries: list[tuple[Entry, Entry | None]] = field(default_factory=list)
+    decided: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        if record.entry is not None:
+            self.entries.append((record.entry, record.public))
+            if record.boot is not None and record.mark is not None:
+                self.decided[record.boot] = record.mark.n
+
+    def message(self, token: str, epoch: str, audience: Audience) -> Entries:
+        shown = [public if audience == "frontend" else entry for entry, public in self.entries]
+        return Entries(
+            room=token,
+            epoch=epoch,
+            prev=self.entries[0][0].seq - 1,
+            last=self.entries[-1][0].seq,
+            entries=tuple(entry for entry in shown if entry is not None),
+        )
+
+
+def _is_verdict(message: Downstream) -> bool:
+    """What says nothing about a seq need not wait for the frames before it."""
+    return isinstance(message, (Nack, Resend, Failure))

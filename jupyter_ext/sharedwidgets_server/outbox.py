@@ -1,0 +1,210 @@
+"""What waits to be written to one connection: bounded, in order, and never silently short of a state entry.
+
+Below `outbox_fold_bytes` frames wait as they are. Above, waiting entries are folded into one atomic frame. Above
+`outbox_drop_bytes`, or when nothing was written for `outbox_stall_seconds`, entries are let go and the room is marked
+*lagging*: when the queue has drained, the room itself says what was missed. Nacks, snapshots and the like are never let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from sharedwidgets.core import codec, delta
+from sharedwidgets.core.codec import Encoded, Frame
+from sharedwidgets.core.protocol import Downstream, Entries, Limits, Snapshot
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far one room was queued for this connection."""
+
+    incarnation: str
+    epoch: str
+    seq: int
+
+
+@dataclass
+class _Control:
+    frame: Frame
+    size: int
+
+
+@dataclass
+class _Frame:
+    message: Entries
+    decided: int
+    body: Encoded
+    size: int
+
+
+class Outbox:
+    """One connection's queue and the one task that writes it.
+
+    Parameters
+    ----------
+    limits : Limits
+        The bounds.
+    write : callable
+        Sends one frame and returns when the peer's buffer took it.
+    drained : callable
+        Called with a token when a lagging room can be told what it missed.
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        write: Callable[[Frame], Awaitable[None]],
+        drained: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._limits = limits
+        self._write = write
+        self._drained = drained
+        self._clock = clock
+        self._queue: deque[_Control | _Frame] = deque()
+        self._queued = 0
+        self._fold_above = limits.outbox_fold_bytes
+        self._progress = clock()
+        self._writing = False
+        self._finishing = False
+        self._wake = asyncio.Event()
+        self._room_made = asyncio.Event()
+        self.lagging: set[str] = set()
+        self.cursors: dict[str, Cursor] = {}
+        self.folded = 0
+        self.dropped = 0
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait, the item in flight apart."""
+        return self._queued
+
+    def control(self, message: Downstream) -> None:
+        """Queue a message that must arrive: anything but a run of entries for a whole audience."""
+        if isinstance(message, Snapshot):
+            self.cursors[message.room] = Cursor(message.incarnation, message.epoch, message.seq)
+            self.lagging.discard(message.room)
+        elif isinstance(message, Entries):
+            self._move(message)
+            self.lagging.discard(message.room)
+        frame = codec.encode(message).frame()
+        self._put(_Control(frame, len(frame)))
+
+    def entries(self, message: Entries, body: Encoded, decided: int) -> None:
+        """Queue a run of entries that was encoded once for a whole audience.
+
+        A verdict in it travels even to a lagging connection: as a frame of its own, when it catches up.
+        """
+        if message.room in self.lagging:
+            return
+        size = len(body.header) + sum(map(len, body.buffers))
+        self._move(message)
+        self._put(_Frame(message, decided, body, size))
+        if self._queued > self._fold_above:
+            self._fold()
+        stalled = self._writing and self._clock() - self._progress > self._limits.outbox_stall_seconds
+        if self._queued > self._limits.outbox_drop_bytes or stalled:
+            self._drop()
+
+    def forget(self, token: str) -> None:
+        """The connection left a room."""
+        self.cursors.pop(token, None)
+        self.lagging.discard(token)
+
+    async def room_made(self) -> None:
+        """Wait until the queue is short enough to answer what the peer asks next."""
+        while self._queued > self._limits.outbox_drop_bytes:
+            self._room_made.clear()
+            await self._room_made.wait()
+
+    async def run(self) -> None:
+        """Write what is queued; returns after `finish` when all is written."""
+        while True:
+            while self._queue:
+                item = self._queue.popleft()
+                self._queued -= item.size
+                frame = item.frame if isinstance(item, _Control) else item.body.frame(decided=item.decided)
+                self._writing = True
+                self._progress = self._clock()
+                for part in codec.fragments(frame, self._limits.frame_bytes):
+                    await self._write(part)
+                    self._progress = self._clock()
+                self._writing = False
+                self._room_made.set()
+            self._fold_above = self._limits.outbox_fold_bytes
+            if self._finishing:
+                return
+            for token in list(self.lagging):
+                self._drained(token)
+            self._wake.clear()
+            await self._wake.wait()
+
+    def finish(self) -> None:
+        """Nothing more will be queued: write the rest and let `run` return."""
+        self._finishing = True
+        self._wake.set()
+
+    def _put(self, item: _Control | _Frame) -> None:
+        self._queue.append(item)
+        self._queued += item.size
+        self._wake.set()
+
+    def _move(self, message: Entries) -> None:
+        held = self.cursors.get(message.room)
+        if held is not None:
+            self.cursors[message.room] = Cursor(held.incarnation, message.epoch, message.last)
+
+    def _fold(self) -> None:
+        """Join neighbouring runs of one room into one frame and leave out what they make moot."""
+        before = self._queue
+        self._queue = deque()
+        self._queued = 0
+        for item in before:
+            last = self._queue[-1] if self._queue else None
+            if isinstance(item, _Frame) and isinstance(last, _Frame) and _follows(last.message, item.message):
+                self._queue.pop()
+                self._queued -= last.size
+                item = _joined(last, item)
+                self.folded += 1
+            self._queue.append(item)
+            self._queued += item.size
+        # What could not be folded once is not tried again with every frame.
+        self._fold_above = max(self._limits.outbox_fold_bytes, 2 * self._queued)
+
+    def _drop(self) -> None:
+        """Let waiting entries go; their rooms lag from where the first of them began."""
+        kept: deque[_Control | _Frame] = deque()
+        for item in self._queue:
+            if isinstance(item, _Control):
+                kept.append(item)
+                continue
+            self.dropped += 1
+            room = item.message.room
+            if room not in self.lagging:
+                self.lagging.add(room)
+                held = self.cursors[room]
+                self.cursors[room] = Cursor(held.incarnation, item.message.epoch, item.message.prev)
+        self._queue = kept
+        self._queued = sum(item.size for item in kept)
+
+
+def _follows(earlier: Entries, later: Entries) -> bool:
+    return earlier.room == later.room and earlier.epoch == later.epoch and earlier.last == later.prev
+
+
+def _joined(earlier: _Frame, later: _Frame) -> _Frame:
+    message = Entries(
+        room=later.message.room,
+        epoch=later.message.epoch,
+        prev=earlier.message.prev,
+        last=later.message.last,
+        entries=delta.fold([*earlier.message.entries, *later.message.entries]),
+    )
+    body = codec.encode(message)
+    size = len(body.header) + sum(map(len, body.buffers))
+    return _Frame(message, max(earlier.decided, later.decided), body, size)

@@ -1,0 +1,59 @@
+"""Rooms in the server's memory: gone with the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sharedwidgets.core import delta
+from sharedwidgets.core.delta import States
+from sharedwidgets.core.room import Mark, RoomImage
+from sharedwidgets_server.stores import Batch, Store, check_follows
+
+
+class _Held:
+    """One room: applied in place, so that an append costs what it brings and not what the room holds."""
+
+    def __init__(self, incarnation: str) -> None:
+        self.incarnation = incarnation
+        self.epochs: tuple[tuple[str, int], ...] = ()
+        self.seq = 0
+        self.states: States = {}
+        self.marks: dict[str, Mark] = {}
+
+
+class MemoryStore(Store):
+    """Keeps each room as its values; states are handed out as copies."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, _Held] = {}
+
+    async def load(self, token: str) -> RoomImage | None:
+        held = self._rooms.get(token)
+        if held is None:
+            return None
+        return RoomImage(
+            incarnation=held.incarnation,
+            epochs=held.epochs,
+            seq=held.seq,
+            states={name: state.image() for name, state in held.states.items()},
+            marks=dict(held.marks),
+        )
+
+    async def append(self, batch: Batch, marks: Mapping[str, Mark], expected_seq: int) -> None:
+        held = self._rooms.get(batch.token)
+        check_follows(held.seq if held else 0, held.incarnation if held else None, batch, expected_seq)
+        held = held or self._rooms.setdefault(batch.token, _Held(batch.incarnation))
+        for entry in batch.entries:
+            delta.apply_entry(held.states, entry)
+            held.seq = entry.seq
+        held.epochs = batch.epochs
+        held.marks.update(marks)
+
+    async def delete(self, token: str) -> None:
+        self._rooms.pop(token, None)
+
+    async def tokens(self) -> list[str]:
+        return sorted(self._rooms)
+
+    async def close(self) -> None:
+        self._rooms.clear()
