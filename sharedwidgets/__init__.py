@@ -1,0 +1,34 @@
+"""Shared state for Jupyter: one live state for every kernel and every browser view in a room.
+
+The names below are loaded when they are first used; importing this package opens nothing and connects to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharedwidgets.core.protocol import Member as Member
+    from sharedwidgets.room import Room as Room
+    from sharedwidgets.room import connect as connect
+
+_HOME = {
+    "Member": "sharedwidgets.core.protocol",
+    "Room": "sharedwidgets.room",
+    "connect": "sharedwidgets.room",
+}
+
+__all__ = ["Member", "Room", "connect", "errors"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("sharedwidgets.errors")
+    if name not in _HOME:
+        raise AttributeError(f"module 'sharedwidgets' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,694 @@
+"""The process's one background thread and its one socket to a server; moves bytes and feeds replicas, knows no merge rules.
+
+`Connection.lock` guards every replica of it. It is a leaf: nothing waits, and no user code runs, while it is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import random
+import sys
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.simple_httpclient import HTTPTimeoutError
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
+
+from sharedwidgets import discovery, host
+from sharedwidgets.core import codec
+from sharedwidgets.core.protocol import (
+    PROTOCOL_VERSION,
+    SUBPROTOCOL,
+    Bye,
+    Downstream,
+    Entries,
+    Failure,
+    Hello,
+    Join,
+    Joined,
+    Leave,
+    Limits,
+    Members,
+    Nack,
+    Op,
+    Ping,
+    Pong,
+    Resend,
+    Resume,
+    Slow,
+    Snapshot,
+    TraitSchema,
+    Upstream,
+    Welcome,
+)
+from sharedwidgets.core.replica import News, Replica
+from sharedwidgets.core.values import Value, check_token
+from sharedwidgets.discovery import Address
+from sharedwidgets.errors import (
+    Closed,
+    Forked,
+    LinkTimeout,
+    NoSuchRoom,
+    Overloaded,
+    ServerNotFound,
+    ServerRefused,
+    SharedWidgetsError,
+    UnsupportedProtocol,
+    WrongThread,
+    from_code,
+)
+
+log = logging.getLogger("sharedwidgets")
+
+LinkState: TypeAlias = Literal["connecting", "live", "offline", "closed"]
+Listener: TypeAlias = Callable[[News], None]
+
+FIRST_DELAY, BASE_DELAY, MAX_DELAY = 0.1, 0.25, 10.0
+OVERLOAD_SECONDS = 30.0
+EXIT_SECONDS = 2.0
+CONNECT_SECONDS = 5.0
+# Room for the other fields of a frame that holds the largest value the server may send.
+FRAME_CEILING = 80 << 20
+# A connection that held so long is taken for good: the next failure starts with the short delays.
+HEALTHY_SECONDS = 5.0
+
+
+@dataclass
+class Wanted:
+    """A state this process links: what to make it from where it is missing."""
+
+    schema: dict[str, TraitSchema]
+    values: dict[str, Value]
+
+
+class Session:
+    """One room on one connection: its replica, what is linked in it, and who wants to hear.
+
+    All fields are guarded by the connection's lock.
+    """
+
+    def __init__(self, connection: Connection, room: str) -> None:
+        self.connection = connection
+        self.room = room
+        self.replica = Replica(room)
+        self.states: dict[str, Wanted] = {}
+        self.users = 0
+        self.leaving = False
+        self.listeners: list[Listener] = []
+        # Joins that were answered, and hold once the replica reached their seq.
+        self.answered: list[tuple[int, _Request]] = []
+
+
+@dataclass
+class _Request:
+    """A join on its way; its future is set once the replica holds what was joined."""
+
+    session: Session
+    state: str | None
+    wanted: Wanted | None
+    future: Future[None] = field(default_factory=Future)
+
+    def join(self, number: int) -> Join:
+        replica = self.session.replica
+        return Join(
+            id=number,
+            room=self.session.room,
+            state=self.state,
+            schema=self.wanted.schema if self.wanted else None,
+            values=self.wanted.values if self.wanted else None,
+            resume=replica.position() if replica.live else None,
+        )
+
+
+class Connection:
+    """A socket to one server, kept up by a daemon thread.
+
+    Parameters
+    ----------
+    address : Address
+        The server.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.boot = uuid.uuid4().hex
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.limits = Limits()
+        self.state: LinkState = "connecting"
+        self.reason: SharedWidgetsError | None = None
+        self.welcome: Welcome | None = None
+        self._sessions: dict[str, Session] = {}
+        self._requests: dict[int, _Request] = {}
+        self._ids = itertools.count(1)
+        self._control: deque[Upstream] = deque()
+        self._delay = 0.0
+        self._heard = 0.0
+        self._said: SharedWidgetsError | None = None
+        self._retry_now = False
+        self._awake = False
+        self._member: tuple[str, str] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._thread = threading.Thread(target=self._run_thread, name="sharedwidgets-io", daemon=True)
+        self._thread.start()
+
+    # --- for user threads
+
+    def open(self, room: str) -> Session:
+        """The session of a room; each `open` is answered by one `close_session`.
+
+        Raises
+        ------
+        InvalidToken, Closed, Forked
+        """
+        check_token(room)
+        self._check_usable()
+        with self.lock:
+            session = self._sessions.get(room)
+            if session is None:
+                session = self._sessions[room] = Session(self, room)
+            session.users += 1
+            session.leaving = False
+            return session
+
+    def join(self, session: Session, state: str | None, wanted: Wanted | None = None, timeout: float = 10.0) -> None:
+        """Enter the room, and link a state of it; returns when the replica holds it.
+
+        Raises
+        ------
+        ServerNotFound, LinkTimeout, SchemaConflict, Forbidden, TooManyRooms, InvalidValue, WrongThread
+            Nothing is joined then, also when the answer comes late.
+        """
+        self.check_may_wait()
+        number, request = self._asked(session, state, wanted)
+        try:
+            request.future.result(timeout)
+        except FutureTimeout:
+            self._forget(number, request)
+            raise self._too_late(session.room, timeout) from None
+        except BaseException:
+            self._forget(number, request)
+            raise
+
+    async def join_async(
+        self, session: Session, state: str | None, wanted: Wanted | None = None, timeout: float = 10.0
+    ) -> None:
+        """`join` that lets the caller's loop run meanwhile."""
+        number, request = self._asked(session, state, wanted)
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(request.future), timeout)
+        except (asyncio.TimeoutError, TimeoutError):
+            self._forget(number, request)
+            raise self._too_late(session.room, timeout) from None
+        except BaseException:
+            self._forget(number, request)
+            raise
+
+    def leave_state(self, session: Session, state: str) -> None:
+        """Unlink a state; the replica stays for others."""
+        with self.lock:
+            if session.states.pop(state, None) is not None:
+                self._control.append(Leave(room=session.room, state=state))
+        self._wake_up()
+
+    def close_session(self, session: Session) -> None:
+        """One user of the room less; the last one leaves it, behind what it wrote. Never blocks."""
+        with self.lock:
+            session.users -= 1
+            session.leaving = session.users <= 0
+        self._wake_up()
+
+    def write(
+        self,
+        session: Session,
+        ops: Sequence[Op],
+        *,
+        group: bool = False,
+        depth: int = 0,
+        author: Listener | None = None,
+    ) -> News:
+        """Write to the replica and send; shows here at once, is acknowledged later. Listeners but the author hear of it.
+
+        Raises
+        ------
+        InvalidValue, NoSuchState, NoSuchTrait, NoSuchPath
+            Nothing is written.
+        Overloaded
+            Too many writes waited for too long.
+        Closed, Forked
+        """
+        self._check_usable()
+        self._wait_for_room(session)
+        with self.lock:
+            news = session.replica.write(ops, group=group, depth=depth)
+            listeners = [listener for listener in session.listeners if listener != author]
+            self.changed.notify_all()
+        self._wake_up()
+        for listener in listeners:
+            listener(news)
+        return news
+
+    def flush(self, session: Session, timeout: float = 10.0) -> None:
+        """Wait until every write made before this call has its verdict.
+
+        Raises
+        ------
+        LinkTimeout, WrongThread
+        """
+        self.check_may_wait()
+        with self.lock:
+            last = session.replica.newest()
+            if not self.changed.wait_for(lambda: last is None or not session.replica.is_open(last), timeout):
+                raise LinkTimeout(
+                    f"{session.replica.undecided} writes to {session.room!r} have no answer after {timeout:g} s "
+                    f"({self.state}); they are kept and sent again when the server answers",
+                    room=session.room,
+                )
+
+    def check_may_wait(self) -> None:
+        """Raise `WrongThread` where waiting would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise WrongThread("this runs on the thread that moves the bytes and may not wait for them; use another thread")
+
+    def close(self, seconds: float = EXIT_SECONDS) -> dict[str, int]:
+        """Leave every room behind what was written, and end the thread.
+
+        Parameters
+        ----------
+        seconds : float
+            How long to wait for the answers to what was written.
+
+        Returns
+        -------
+        dict of str to int
+            The rooms with writes that have no answer, and how many.
+        """
+        with self.lock:
+            if self.state == "closed":
+                return {}
+            for session in self._sessions.values():
+                session.leaving = True
+        self._wake_up()
+        with self.lock:
+            self.changed.wait_for(lambda: self.state != "live" or not self._sessions, seconds)
+            unanswered = {room: item.replica.undecided for room, item in self._sessions.items() if item.replica.undecided}
+            self.state = "closed"
+            self.changed.notify_all()
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._wake.set)
+        self._thread.join(seconds)
+        return unanswered
+
+    # --- joining
+
+    def _asked(self, session: Session, state: str | None, wanted: Wanted | None) -> tuple[int, _Request]:
+        self._check_usable()
+        with self.lock:
+            request = _Request(session, state, wanted)
+            number = next(self._ids)
+            self._requests[number] = request
+            self._control.append(request.join(number))
+            if self.reason is not None and self.state == "offline" and _is_final(self.reason):
+                # Waiting cannot mend this, but the operator may have: the next try decides.
+                self._retry_now = True
+        self._wake_up()
+        return number, request
+
+    def _forget(self, number: int, request: _Request) -> None:
+        """Whoever asked is gone: a late answer finds nobody, and what it may have joined is left (H31)."""
+        with self.lock:
+            session = request.session
+            if self._requests.pop(number, None) is not None and request.state not in (None, *session.states):
+                self._control.append(Leave(room=session.room, state=request.state))
+        self._wake_up()
+
+    def _too_late(self, room: str, timeout: float) -> SharedWidgetsError:
+        with self.lock:
+            if self.state == "live":
+                return LinkTimeout(f"{self.address.url} did not answer the join of {room!r} within {timeout:g} s", room=room)
+            why = f": {self.reason}" if self.reason else ""
+        return ServerNotFound(
+            f"No sharedwidgets server answers at {self.address.url} (tried for {timeout:g} s){why}. {discovery.HOW}", room=room
+        )
+
+    # --- back-pressure
+
+    def _wait_for_room(self, session: Session) -> None:
+        if session.replica.unsent < self.limits.unsent_pushes:
+            return
+        self.check_may_wait()
+        with self.lock:
+            if not self.changed.wait_for(lambda: session.replica.unsent < self.limits.unsent_pushes, OVERLOAD_SECONDS):
+                raise Overloaded(
+                    f"{session.replica.unsent} writes to {session.room!r} wait to be sent ({self.state}); write less often, "
+                    "or put several writes into one transaction",
+                    room=session.room,
+                )
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self.pid:
+            raise Forked("this object was linked before the process forked; link it again here")
+        if self.state == "closed":
+            raise Closed("the connection is closed; connect again")
+
+    def _wake_up(self) -> None:
+        with self.lock:
+            if self._awake:
+                return
+            self._awake = True
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    # --- on the I/O thread
+
+    def _run_thread(self) -> None:
+        try:
+            self._loop.run_until_complete(self._live())
+        finally:
+            self._loop.close()
+
+    async def _live(self) -> None:
+        failures = 0
+        while self.state != "closed":
+            began = self._loop.time()
+            try:
+                socket = await self._open_socket()
+            except (OSError, HTTPClientError, HTTPTimeoutError, ValueError) as error:
+                self._offline(self._explained(error))
+            else:
+                self._offline(await self._converse(socket))
+                if self._loop.time() - began > HEALTHY_SECONDS:
+                    failures = 0
+            await self._pause(failures)
+            failures += 1
+            self.address = discovery.again(self.address)
+
+    async def _open_socket(self) -> WebSocketClientConnection:
+        request = HTTPRequest(self.address.socket_url, headers=self.address.headers(), connect_timeout=CONNECT_SECONDS)
+        socket = await websocket_connect(request, subprotocols=[SUBPROTOCOL], max_message_size=FRAME_CEILING)
+        assert socket.protocol is not None
+        socket.protocol.set_nodelay(True)
+        return socket
+
+    async def _converse(self, socket: WebSocketClientConnection) -> SharedWidgetsError | None:
+        """Talk until the socket closes; why it did, when the server said so."""
+        self._heard = self._loop.time()
+        self._said = None
+        writer = self._loop.create_task(self._write(socket))
+        watcher = self._loop.create_task(self._watch(socket))
+        assembler = codec.Assembler(FRAME_CEILING)
+        try:
+            while self.state != "closed":
+                frame = await socket.read_message()
+                if frame is None:
+                    break
+                self._heard = self._loop.time()
+                whole = assembler.feed(frame)
+                if whole is not None:
+                    self._receive(codec.decode_downstream(whole))
+        except SharedWidgetsError as error:
+            log.exception("the server at %s sent what this release does not understand", self.address.url)
+            return error
+        finally:
+            writer.cancel()
+            watcher.cancel()
+            socket.close()
+            with self.lock:
+                for session in self._sessions.values():
+                    session.replica.disconnected()
+        return self._said
+
+    async def _write(self, socket: WebSocketClientConnection) -> None:
+        """Everything that goes out, in order: hello, requests, pushes, and a leave behind the pushes."""
+        with contextlib.suppress(WebSocketClosedError):
+            await self._send(socket, self._hello())
+            while True:
+                with self.lock:
+                    self._awake = False
+                    messages = self._due() if self.welcome is not None else []
+                for message in messages:
+                    await self._send(socket, message)
+                if self.state == "closed":
+                    socket.close()
+                    return
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+                    self._delay = 0.0
+                if not messages:
+                    await self._wake.wait()
+                    self._wake.clear()
+
+    async def _send(self, socket: WebSocketClientConnection, message: Upstream) -> None:
+        for part in codec.fragments(codec.encode(message).frame(), self.limits.frame_bytes):
+            await socket.write_message(part, binary=isinstance(part, bytes))
+
+    def _hello(self) -> Hello:
+        """Who this is and where its replicas stand; whatever was asked and not answered is asked again."""
+        with self.lock:
+            self.welcome = None
+            self._control.clear()
+            resumes: list[Resume] = []
+            for token, session in list(self._sessions.items()):
+                if session.leaving and not session.replica.undecided:
+                    del self._sessions[token]
+                elif session.replica.live:
+                    resumes.append(session.replica.position(session.states))
+            for number, request in self._requests.items():
+                self._control.append(request.join(number))
+        fitting: list[Resume] = []
+        size = 0
+        for resume in resumes:
+            size += len(codec.encode(resume).header)
+            if size < self.limits.hello_bytes - 4096:
+                fitting.append(resume)
+            else:
+                self._control.appendleft(resume)
+        member, secret = self._member or (None, None)
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            boot=self.boot,
+            kind=host.kind(),
+            member=member,
+            secret=secret,
+            name=host.title(),
+            kernel_id=host.kernel_id(),
+            rooms=tuple(fitting),
+        )
+
+    def _due(self) -> list[Upstream]:
+        messages: list[Upstream] = [*self._control]
+        self._control.clear()
+        for token, session in list(self._sessions.items()):
+            messages += session.replica.take(self.limits.in_flight_pushes)
+            if session.leaving and not session.replica.undecided:
+                messages.append(Leave(room=token))
+                del self._sessions[token]
+                self.changed.notify_all()
+        return messages
+
+    def _receive(self, message: Downstream) -> None:
+        match message:
+            case Welcome():
+                with self.lock:
+                    self.welcome = message
+                    self.limits = message.limits
+                    self._member = (message.member, message.secret)
+                    self.state, self.reason = "live", None
+                    self.changed.notify_all()
+                self._wake.set()
+            case Snapshot() | Entries() | Nack() | Resend() | Members():
+                self._feed(message)
+            case Joined():
+                with self.lock:
+                    request = self._requests.pop(message.id, None)
+                    if request is not None:
+                        request.session.answered.append((message.seq, request))
+                        self._settle(request.session)
+            case Failure():
+                self._failure(message)
+            case Bye(room=None):
+                self._said = from_code(message.problem.code, message.problem.message)
+            case Bye():
+                self._ended(message)
+            case Slow():
+                self._delay = message.delay
+            case Ping():
+                with self.lock:
+                    self._control.append(Pong(id=message.id))
+                self._wake.set()
+            case Pong():
+                pass
+
+    def _feed(self, message: Snapshot | Entries | Nack | Resend | Members) -> None:
+        with self.lock:
+            session = self._sessions.get(message.room)
+            if session is None:
+                return
+            news = session.replica.receive(message)
+            self._control.extend(news.send)
+            if isinstance(message, Snapshot):
+                self._bring_back(session, [name for name in session.states if name not in session.replica.states])
+            self._settle(session)
+            more = bool(self._control) or session.replica.unsent > 0 or session.leaving
+            listeners = [*session.listeners]
+            self.changed.notify_all()
+        if more:
+            self._wake.set()
+        for listener in listeners:
+            listener(news)
+
+    def _settle(self, session: Session) -> None:
+        """Tell whoever waits for a join that the replica holds it now."""
+        waiting: list[tuple[int, _Request]] = []
+        for seq, request in session.answered:
+            if not session.replica.live or session.replica.seq < seq:
+                waiting.append((seq, request))
+                continue
+            if request.state is not None and request.wanted is not None:
+                session.states[request.state] = request.wanted
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_result(None)
+        session.answered = waiting
+
+    def _failure(self, message: Failure) -> None:
+        problem = message.problem
+        error = from_code(
+            problem.code,
+            problem.message,
+            room=message.room,
+            state=problem.state,
+            path=problem.path,
+            expected=problem.expected,
+        )
+        with self.lock:
+            request = self._requests.pop(message.id, None) if message.id is not None else None
+            session = self._sessions.get(message.room or "")
+            if request is None and isinstance(error, NoSuchRoom) and session is not None:
+                self._bring_back(session, list(session.states) or [None])
+        if request is not None:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(error)
+        elif not isinstance(error, NoSuchRoom):
+            log.warning("the server refused a request: %s", error)
+        self._wake.set()
+
+    def _bring_back(self, session: Session, states: Sequence[str | None]) -> None:
+        """The server lost the room, or this state of it: make it again from the last confirmed values held here."""
+        for state in states:
+            wanted = session.states.get(state) if state is not None else None
+            if wanted is not None and state is not None and state in session.replica.states:
+                wanted = Wanted(wanted.schema, dict(session.replica.states[state].values))
+            number = next(self._ids)
+            request = _Request(session, state, wanted)
+            request.future.add_done_callback(lambda done: self._came_back(session, done))
+            self._requests[number] = request
+            self._control.append(request.join(number))
+
+    def _came_back(self, session: Session, done: Future[None]) -> None:
+        error = done.exception()
+        if error is not None:
+            log.error("%r could not be joined again: %s", session.room, error)
+
+    def _ended(self, message: Bye) -> None:
+        """The room was deleted: what was not decided is refused, and nothing makes it again but a new link (H18)."""
+        with self.lock:
+            session = self._sessions.pop(message.room or "", None)
+            if session is None:
+                return
+            news = session.replica.abandon(message.problem)
+            news.ended = message.problem
+            listeners = [*session.listeners]
+            self.changed.notify_all()
+        for listener in listeners:
+            listener(news)
+
+    def _offline(self, reason: SharedWidgetsError | None) -> None:
+        with self.lock:
+            if self.state != "closed":
+                self.state = "offline"
+            self.reason = reason
+            self.welcome = None
+            doomed: list[_Request] = []
+            if reason is not None and _is_final(reason):
+                doomed = [*self._requests.values()]
+                self._requests.clear()
+            self.changed.notify_all()
+        for request in doomed:
+            if request.future.set_running_or_notify_cancel():
+                assert reason is not None
+                request.future.set_exception(reason)
+
+    async def _pause(self, failures: int) -> None:
+        """0–100 ms first, then 250 ms doubled up to 10 s, with full jitter; asking for a join cuts it short."""
+        if self.reason is not None and _is_final(self.reason):
+            ceiling = MAX_DELAY
+        else:
+            ceiling = FIRST_DELAY if failures == 0 else min(MAX_DELAY, BASE_DELAY * 2 ** (failures - 1))
+        self._retry_now = False
+        until = self._loop.time() + random.uniform(ceiling / 2 if failures else 0, ceiling)
+        while self.state != "closed" and not self._retry_now and self._loop.time() < until:
+            self._wake.clear()
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), until - self._loop.time())
+            with self.lock:
+                self._awake = False
+
+    async def _watch(self, socket: WebSocketClientConnection) -> None:
+        """The server pings in silence; when even that stops, the connection is dead."""
+        while True:
+            await asyncio.sleep(self.limits.heartbeat_seconds / 2)
+            if self._loop.time() - self._heard > self.limits.dead_seconds:
+                socket.close()
+                return
+
+    def _explained(self, error: Exception) -> SharedWidgetsError:
+        where = self.address.url
+        if isinstance(error, HTTPClientError) and error.code in (401, 403):
+            return ServerRefused(f"{where} refused this credential ({error.code}). {discovery.HOW}")
+        if isinstance(error, HTTPClientError) and error.code in (302, 404, 405):
+            return ServerRefused(f"{where} has no sharedwidgets extension (HTTP {error.code}). {discovery.HOW}")
+        return ServerNotFound(f"{where} cannot be reached: {error}. {discovery.HOW}")
+
+
+def _is_final(reason: SharedWidgetsError) -> bool:
+    """Whether waiting for the server cannot mend it."""
+    return isinstance(reason, (UnsupportedProtocol, ServerRefused))
+
+
+_shared: dict[tuple[int, str, str], Connection] = {}
+_shared_lock = threading.Lock()
+
+
+def shared(address: Address) -> Connection:
+    """The process's connection to a server; made on first use, and again in a forked child."""
+    key = (os.getpid(), address.url, address.credential)
+    with _shared_lock:
+        connection = _shared.get(key)
+        if connection is None or connection.state == "closed":
+            connection = _shared[key] = Connection(address)
+        return connection
+
+
+def _at_exit() -> None:
+    """Send what was written last and wait for the answers; name what has none (H10)."""
+    mine = [connection for (pid, _, _), connection in _shared.items() if pid == os.getpid()]
+    for connection in mine:
+        for room, count in connection.close().items():
+            sys.stderr.write(f"sharedwidgets: {count} write(s) to {room!r} were not acknowledged by {connection.address.url}\n")
+
+
+atexit.register(_at_exit)

@@ -1,0 +1,52 @@
+"""What this process is: a Jupyter kernel, or a script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from typing import Any
+
+from sharedwidgets.core.protocol import Kind
+
+
+def running_kernel() -> Any | None:
+    """The ipykernel this process runs, or None; imports nothing that is not there already."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None)
+
+
+def kind() -> Kind:
+    """What this process calls itself in a room."""
+    return "script" if running_kernel() is None else "kernel"
+
+
+def kernel_id() -> str | None:
+    """The id the server gave this kernel, as its connection file tells it."""
+    kernel = running_kernel()
+    if kernel is None:
+        return None
+    path = getattr(getattr(kernel, "parent", None), "connection_file", "") or ""
+    named = re.fullmatch(r"kernel-(.+)\.json", os.path.basename(path))
+    return named.group(1) if named else None
+
+
+def title() -> str:
+    """What a person would call this process: its notebook or script."""
+    path = os.environ.get("JPY_SESSION_NAME") or (sys.argv[0] if running_kernel() is None else "")
+    return os.path.basename(path) or f"process {os.getpid()}"
+
+
+def main_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop of the kernel's main thread, or of the asyncio program this is; None in a plain script."""
+    kernel = running_kernel()
+    if kernel is not None:
+        loop = kernel.io_loop.asyncio_loop
+        assert isinstance(loop, asyncio.AbstractEventLoop)
+        return loop
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,366 @@
+"""The user's handle of a room without a class: `connect` gives a `Room`, which reads like a dict of dicts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from sharedwidgets import discovery
+from sharedwidgets.connection import Connection, LinkState, Session, Wanted, shared
+from sharedwidgets.core import delta
+from sharedwidgets.core import schema as schemas
+from sharedwidgets.core.protocol import Append, Inc, Member, Op, Set
+from sharedwidgets.core.replica import Change, LastChange, News, Refused
+from sharedwidgets.core.values import Value, normalise
+from sharedwidgets.delivery import Delivery, Mode
+from sharedwidgets.errors import Closed, NoSuchState, SharedWidgetsError, from_code
+
+log = logging.getLogger("sharedwidgets")
+
+_Callbacks: TypeAlias = list[Callable[[Any], object]]
+
+
+def connect(
+    token: str,
+    server: str | None = None,
+    credential: str | None = None,
+    *,
+    timeout: float = 10.0,
+    delivery: Mode = "main",
+) -> Room:
+    """Enter a room from any Python process.
+
+    Parameters
+    ----------
+    token : str
+        The room's name.
+    server, credential : str, optional
+        Base URL and secret; by default what the environment or a running server says.
+    timeout : float
+        Seconds to wait for the server.
+    delivery : "main" or "thread"
+        Where callbacks run: on the loop of the main thread (in a plain script there is none, and a thread is used), or on a
+        thread of their own.
+
+    Returns
+    -------
+    Room
+        Also a context manager that closes itself.
+
+    Raises
+    ------
+    InvalidToken, ServerNotFound, LinkTimeout, Forbidden, TooManyRooms
+    """
+    connection = shared(discovery.find(server, credential))
+    session = connection.open(token)
+    try:
+        connection.join(session, None, timeout=timeout)
+    except BaseException:
+        connection.close_session(session)
+        raise
+    return Room(session, delivery)
+
+
+class Room(Mapping[str, "RoomState"]):
+    """One room: its states by name, its members, and who wants to hear of changes.
+
+    Parameters
+    ----------
+    session : Session
+        Joined.
+    delivery : "main" or "thread"
+        Where callbacks run.
+    """
+
+    def __init__(self, session: Session, delivery: Mode = "main") -> None:
+        self._session = session
+        self._connection: Connection = session.connection
+        self._lock = threading.Lock()
+        self._changes: dict[tuple[str, str], Change] = {}
+        self._events: list[tuple[_Callbacks, object]] = []
+        self._on_change: _Callbacks = []
+        self._on_join: _Callbacks = []
+        self._on_leave: _Callbacks = []
+        self._on_refused: _Callbacks = []
+        self._ended: SharedWidgetsError | None = None
+        self._closed = False
+        self._grouped: threading.local = threading.local()
+        self._delivery = Delivery(self._deliver, delivery)
+        with self._connection.lock:
+            session.listeners.append(self._hear)
+
+    @property
+    def token(self) -> str:
+        """The room's name."""
+        return self._session.room
+
+    @property
+    def link_state(self) -> LinkState:
+        """Whether the server is in reach: ``"connecting"``, ``"live"``, ``"offline"`` or ``"closed"``."""
+        return "closed" if self._closed or self._ended else self._connection.state
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Who is in the room, as the server says, in the order of coming."""
+        with self._connection.lock:
+            return tuple(sorted(self._session.replica.members.values(), key=lambda member: (member.since, member.id)))
+
+    @property
+    def seq(self) -> int:
+        """The number of the last entry this process has."""
+        return self._session.replica.seq
+
+    def __getitem__(self, state: str) -> RoomState:
+        with self._connection.lock:
+            if state not in self._session.replica.states:
+                there = ", ".join(sorted(self._session.replica.states)) or "none yet"
+                raise NoSuchState(
+                    f"{self.token!r} has no state {state!r} (there is {there}); link a SharedState, or define() it",
+                    room=self.token,
+                    state=state,
+                )
+        return RoomState(self, state)
+
+    def __iter__(self) -> Iterator[str]:
+        with self._connection.lock:
+            return iter(sorted(self._session.replica.states))
+
+    def __len__(self) -> int:
+        return len(self._session.replica.states)
+
+    def __repr__(self) -> str:
+        return f"<Room {self.token!r} {self.link_state}, {len(self)} states, {len(self.members)} members>"
+
+    def define(self, state: str, timeout: float = 10.0, /, **defaults: object) -> RoomState:
+        """Make a state without a class, where it is missing; a trait's kind is that of its default.
+
+        Raises
+        ------
+        SchemaConflict
+            The room has the state with a trait of another kind.
+        InvalidValue, Forbidden, LinkTimeout
+        """
+        self._check_open()
+        values = {trait: normalise(value) for trait, value in defaults.items()}
+        wanted = Wanted({trait: schemas.kind_of(value) for trait, value in values.items()}, values)
+        self._connection.join(self._session, state, wanted, timeout)
+        return self[state]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make the writes of this thread to this room one entry: all or nothing, and nothing at all on an exception."""
+        self._check_open()
+        outer: list[Op] | None = getattr(self._grouped, "ops", None)
+        if outer is not None:
+            yield
+            return
+        ops: list[Op] = []
+        self._grouped.ops = ops
+        try:
+            yield
+        finally:
+            self._grouped.ops = None
+        if ops:
+            self._send(ops, group=True)
+
+    def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
+        """Call back for each trait that changed, own writes apart; the newest value counts, some in between may be skipped.
+
+        Returns
+        -------
+        callable
+            Ends the subscription.
+        """
+        return self._added(self._on_change, callback)
+
+    def on_join(self, callback: Callable[[Member], object]) -> Callable[[], None]:
+        """Call back for each member that comes; returns what ends it."""
+        return self._added(self._on_join, callback)
+
+    def on_leave(self, callback: Callable[[Member], object]) -> Callable[[], None]:
+        """Call back for each member that goes; returns what ends it."""
+        return self._added(self._on_leave, callback)
+
+    def on_refused(self, callback: Callable[[Refused], object]) -> Callable[[], None]:
+        """Call back for each own write the server refused; returns what ends it."""
+        return self._added(self._on_refused, callback)
+
+    def last_change(self, state: str, trait: str) -> LastChange | None:
+        """Who changed a trait last, its seq and the server's time; None when it happened before this process came."""
+        with self._connection.lock:
+            return self._session.replica.last_change(state, trait)
+
+    def pull(self) -> None:
+        """Call what is due now, on this thread."""
+        self._delivery.pull()
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until the server has answered every write made so far.
+
+        Raises
+        ------
+        LinkTimeout
+            They are kept, and sent again when the server answers.
+        """
+        self._connection.flush(self._session, timeout)
+
+    def wait_until(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
+        """Wait until `condition()` is true, asked again after each news; whether it became so in time."""
+        self._connection.check_may_wait()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._connection.lock:
+                version = self._session.replica.version
+            if condition():
+                return True
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._news_since(version, left) or self.link_state == "closed":
+                return bool(condition())
+
+    def close(self) -> None:
+        """Leave the room, behind what was written; never blocks."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._connection.lock:
+            if self._hear in self._session.listeners:
+                self._session.listeners.remove(self._hear)
+        self._delivery.close()
+        self._connection.close_session(self._session)
+
+    def __enter__(self) -> Room:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    # --- parts
+
+    def _news_since(self, version: int, timeout: float | None) -> bool:
+        with self._connection.lock:
+            return self._connection.changed.wait_for(
+                lambda: self._session.replica.version != version or self.link_state == "closed", timeout
+            )
+
+    def _write(self, ops: list[Op]) -> None:
+        """Send ops, or keep them for the transaction of this thread."""
+        grouped: list[Op] | None = getattr(self._grouped, "ops", None)
+        if grouped is None:
+            self._send(ops, group=len(ops) > 1)
+        else:
+            self._check_open()
+            grouped += ops
+
+    def _send(self, ops: list[Op], *, group: bool) -> None:
+        self._check_open()
+        self._connection.write(self._session, ops, group=group, author=self._hear)
+
+    def _read(self, state: str, trait: str) -> Value:
+        with self._connection.lock:
+            value = self._session.replica.value(state, trait)
+        for op in getattr(self._grouped, "ops", None) or ():
+            if (op.state, op.path[0]) == (state, trait):
+                value = delta.apply(value, op)
+        return value
+
+    def _traits(self, state: str) -> list[str]:
+        with self._connection.lock:
+            found = self._session.replica.states.get(state)
+            return list(found.schema) if found else []
+
+    def _hear(self, news: News) -> None:
+        """Note what there is; called by whoever brought it, so it only notes."""
+        with self._lock:
+            for change in news.changes:
+                key = (change.state, change.trait)
+                earlier = self._changes.get(key)
+                self._changes[key] = replace(change, old=earlier.old) if earlier else change
+            self._events += [(self._on_join, member) for member in news.joined]
+            self._events += [(self._on_leave, member) for member in news.gone]
+            self._events += [(self._on_refused, refused) for refused in news.refused]
+            if news.ended is not None:
+                self._ended = from_code(news.ended.code, news.ended.message, room=self.token)
+        self._delivery.ring()
+
+    def _deliver(self) -> None:
+        with self._lock:
+            due = [*self._events, *((self._on_change, change) for change in self._changes.values())]
+            self._events.clear()
+            self._changes.clear()
+        for callbacks, fact in due:
+            for callback in [*callbacks]:
+                try:
+                    callback(fact)
+                except Exception:
+                    log.exception("a callback of room %r raised", self.token)
+
+    def _added(self, callbacks: _Callbacks, callback: Callable[[Any], object]) -> Callable[[], None]:
+        callbacks.append(callback)
+
+        def end() -> None:
+            if callback in callbacks:
+                callbacks.remove(callback)
+
+        return end
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+        if self._closed:
+            raise Closed(f"this handle of {self.token!r} is closed; connect() again", room=self.token)
+
+
+class RoomState(Mapping[str, Value]):
+    """One state of a room as a dict of its traits; what is read is always the newest.
+
+    Parameters
+    ----------
+    room : Room
+        The handle it belongs to.
+    name : str
+        The state's name.
+    """
+
+    def __init__(self, room: Room, name: str) -> None:
+        self._room = room
+        self._name = name
+
+    def __getitem__(self, trait: str) -> Value:
+        return self._room._read(self._name, trait)
+
+    def __setitem__(self, trait: str, value: object) -> None:
+        self.update({trait: value})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._room._traits(self._name))
+
+    def __len__(self) -> int:
+        return len(self._room._traits(self._name))
+
+    def __repr__(self) -> str:
+        return f"<{self._name} in {self._room.token!r}: {dict(self)!r}>"
+
+    def update(self, values: Mapping[str, object]) -> None:
+        """Set several traits as one entry, all or nothing.
+
+        Raises
+        ------
+        InvalidValue, NoSuchState, NoSuchTrait
+            Nothing is written.
+        """
+        ops: list[Op] = [Set(state=self._name, path=(trait,), value=normalise(value)) for trait, value in values.items()]
+        self._room._write(ops)
+
+    def increment(self, trait: str, by: int | float = 1) -> None:
+        """Add to a number; sums of several writers add up, none is lost."""
+        self._room._write([Inc(state=self._name, path=(trait,), by=by)])
+
+    def append(self, trait: str, *items: object) -> None:
+        """Put items at the end of a list; appends of several writers all stay."""
+        self._room._write([Append(state=self._name, path=(trait,), items=tuple(normalise(item) for item in items))])
