@@ -9,17 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sharedwidgets.binding import bind as bind
     from sharedwidgets.core.protocol import Member as Member
     from sharedwidgets.room import Room as Room
     from sharedwidgets.room import connect as connect
+    from sharedwidgets.state import SharedState as SharedState
 
 _HOME = {
     "Member": "sharedwidgets.core.protocol",
     "Room": "sharedwidgets.room",
+    "SharedState": "sharedwidgets.state",
+    "bind": "sharedwidgets.binding",
     "connect": "sharedwidgets.room",
 }
 
-__all__ = ["Member", "Room", "connect", "errors"]
+__all__ = ["Member", "Room", "SharedState", "bind", "connect", "errors"]
 
 
 def __getattr__(name: str) -> Any:

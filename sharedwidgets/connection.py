@@ -15,7 +15,7 @@ import random
 import sys
 import threading
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -104,6 +104,7 @@ class Session:
         self.room = room
         self.replica = Replica(room)
         self.states: dict[str, Wanted] = {}
+        self.links: Counter[str] = Counter()
         self.users = 0
         self.leaving = False
         self.listeners: list[Listener] = []
@@ -176,7 +177,7 @@ class Connection:
         InvalidToken, Closed, Forked
         """
         check_token(room)
-        self._check_usable()
+        self.check_usable()
         with self.lock:
             session = self._sessions.get(room)
             if session is None:
@@ -218,12 +219,33 @@ class Connection:
             self._forget(number, request)
             raise
 
-    def leave_state(self, session: Session, state: str) -> None:
-        """Unlink a state; the replica stays for others."""
+    def link(self, session: Session, state: str, listener: Listener) -> None:
+        """One object more shows a state of the session; `listener` hears of news, and must only note them."""
         with self.lock:
-            if session.states.pop(state, None) is not None:
+            session.links[state] += 1
+            session.listeners.append(listener)
+
+    def unlink(self, session: Session, state: str, listener: Listener) -> None:
+        """One object less; the last one of a state unlinks it, the last user of the room leaves it. Never blocks."""
+        with self.lock:
+            if listener in session.listeners:
+                session.listeners.remove(listener)
+            session.links[state] -= 1
+            if session.links[state] <= 0:
+                session.states.pop(state, None)
                 self._control.append(Leave(room=session.room, state=state))
-        self._wake_up()
+        self.close_session(session)
+
+    def later(self, task: Callable[[], None]) -> None:
+        """Run a task on the I/O thread; takes no lock, so that a finaliser may call it (H34)."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(task)
+
+    def wait_for_news(self, session: Session, version: int, timeout: float | None) -> bool:
+        """Wait until the replica is newer than `version`; false when it is not in time, or the connection is closed."""
+        with self.lock:
+            came = self.changed.wait_for(lambda: session.replica.version != version or self.state == "closed", timeout)
+            return came and self.state != "closed"
 
     def close_session(self, session: Session) -> None:
         """One user of the room less; the last one leaves it, behind what it wrote. Never blocks."""
@@ -251,7 +273,7 @@ class Connection:
             Too many writes waited for too long.
         Closed, Forked
         """
-        self._check_usable()
+        self.check_usable()
         self._wait_for_room(session)
         with self.lock:
             news = session.replica.write(ops, group=group, depth=depth)
@@ -316,7 +338,7 @@ class Connection:
     # --- joining
 
     def _asked(self, session: Session, state: str | None, wanted: Wanted | None) -> tuple[int, _Request]:
-        self._check_usable()
+        self.check_usable()
         with self.lock:
             request = _Request(session, state, wanted)
             number = next(self._ids)
@@ -359,7 +381,8 @@ class Connection:
                     room=session.room,
                 )
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise `Forked` or `Closed` where a write could go nowhere."""
         if os.getpid() != self.pid:
             raise Forked("this object was linked before the process forked; link it again here")
         if self.state == "closed":

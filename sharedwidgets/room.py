@@ -220,7 +220,7 @@ class Room(Mapping[str, "RoomState"]):
             if condition():
                 return True
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._news_since(version, left) or self.link_state == "closed":
+            if not self._connection.wait_for_news(self._session, version, left) or self.link_state == "closed":
                 return bool(condition())
 
     def close(self) -> None:
@@ -241,12 +241,6 @@ class Room(Mapping[str, "RoomState"]):
         self.close()
 
     # --- parts
-
-    def _news_since(self, version: int, timeout: float | None) -> bool:
-        with self._connection.lock:
-            return self._connection.changed.wait_for(
-                lambda: self._session.replica.version != version or self.link_state == "closed", timeout
-            )
 
     def _write(self, ops: list[Op]) -> None:
         """Send ops, or keep them for the transaction of this thread."""

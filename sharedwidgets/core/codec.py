@@ -73,9 +73,10 @@ def fragments(frame: Frame, limit: int) -> list[Frame]:
     """The frame itself, or the fragments it must travel in: each at most `limit` bytes."""
     if len(frame) <= limit // (1 if isinstance(frame, bytes) or frame.isascii() else 4):
         return [frame]
-    body = TEXT + frame.encode() if isinstance(frame, str) else frame
-    if len(body) <= limit:
+    plain = frame.encode() if isinstance(frame, str) else frame
+    if len(plain) <= limit:
         return [frame]
+    body = TEXT + plain if isinstance(frame, str) else plain
     step = limit - 1
     starts = range(0, len(body), step)
     return [(LAST if start + step >= len(body) else MORE) + body[start : start + step] for start in starts]
@@ -114,6 +115,8 @@ class Assembler:
             if self._parts:
                 raise Malformed("a frame came between two fragments")
             return frame
+        if len(frame) == 1:
+            raise Malformed("an empty fragment")
         self._size += len(frame) - 1
         if self._size > self.limit:
             wanted = f"≤ {self.limit} bytes"

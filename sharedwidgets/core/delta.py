@@ -24,7 +24,7 @@ from sharedwidgets.core.protocol import (
     StateImage,
     TraitSchema,
 )
-from sharedwidgets.core.values import Value, same, size
+from sharedwidgets.core.values import Value, plus, same, size
 from sharedwidgets.errors import InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait, TooLarge
 
 # A splice must save at least this many bytes over the whole value, or it is not worth its base revision.
@@ -82,7 +82,7 @@ def apply(value: Value, op: Op) -> Value:
     return _at(value, op, op.path, 1)
 
 
-def apply_entry(states: States, entry: Entry) -> set[tuple[str, str]]:
+def apply_entry(states: States, entry: Entry) -> list[tuple[str, str]]:
     """Apply a decided entry in place; what it touched, as (state, trait)."""
     for op in entry.ops:
         if isinstance(op, Define):
@@ -92,14 +92,14 @@ def apply_entry(states: States, entry: Entry) -> set[tuple[str, str]]:
         else:
             state, trait = states[op.state], op.path[0]
             state.values[trait] = apply(state.values[trait], op)
-    return {key for op in entry.ops for key in touched(op)}
+    return list(dict.fromkeys(key for op in entry.ops for key in touched(op)))
 
 
-def touched(op: EntryOp) -> set[tuple[str, str]]:
-    """The traits an op concerns, as (state, trait)."""
+def touched(op: EntryOp) -> list[tuple[str, str]]:
+    """The traits an op concerns, as (state, trait), in its order."""
     if isinstance(op, Define):
-        return {(op.state, trait) for trait in op.schema}
-    return {(op.state, op.path[0])}
+        return [(op.state, trait) for trait in op.schema]
+    return [(op.state, op.path[0])]
 
 
 def diff(state: str, trait: str, kind: str, shown: Value, new: Value) -> list[Op]:
@@ -265,7 +265,7 @@ def _here(value: Value, op: Op) -> Value:
             return result
         case Inc():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return value + op.by
+                return plus(value, op.by)
             raise NoSuchPath(f"{op.state}.{'.'.join(op.path)} is no number to add to", state=op.state, path=op.path)
         case Append():
             if isinstance(value, list):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from sharedwidgets.core.values import MAX_DEPTH
+from sharedwidgets.core.values import MAX_DEPTH, SAFE_INT
 
 PROTOCOL_VERSION = 1
 SUBPROTOCOL = "sharedwidgets.v1"
@@ -24,8 +24,8 @@ TraitKind: TypeAlias = Literal["any", "bool", "int", "float", "text", "bytes", "
 
 # A path is a trait, then dict keys. n counts the pushes of a boot from 1, seq the entries of a room from 1; 0 is "none yet".
 Path: TypeAlias = Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_DEPTH)]
-Number: TypeAlias = Annotated[int, Meta(ge=1)]
-Count: TypeAlias = Annotated[int, Meta(ge=0)]
+Number: TypeAlias = Annotated[int, Meta(ge=1, le=SAFE_INT)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=SAFE_INT)]
 Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 StateName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -115,7 +115,7 @@ class Set(Wire, frozen=True, kw_only=True, tag_field="op", tag="set"):
     state: StateName
     path: Path
     value: WireValue
-    if_rev: int | None = None
+    if_rev: Count | None = None
 
 
 class Delete(Wire, frozen=True, kw_only=True, tag_field="op", tag="delete"):
@@ -171,11 +171,11 @@ EntryOp: TypeAlias = Set | Delete | Inc | Append | Splice | Define
 class Entry(Wire, frozen=True, kw_only=True):
     """Whatever took a sequence number. `at` is the server's wall clock in seconds."""
 
-    seq: int
+    seq: Count
     at: float
     by: Actor
     ops: tuple[EntryOp, ...]
-    depth: int = 0
+    depth: Count = 0
 
 
 class StateImage(Wire, frozen=True, kw_only=True):
@@ -216,7 +216,7 @@ class Hello(Wire, frozen=True, kw_only=True, tag_field="type", tag="hello"):
 class Join(Wire, frozen=True, kw_only=True, tag_field="type", tag="join"):
     """Enter a room. With a schema it creates the (room, state) that is missing, from `values`."""
 
-    id: int
+    id: Count
     room: str
     state: StateName | None = None
     schema: dict[str, TraitSchema] | None = None
@@ -243,7 +243,7 @@ class Push(Wire, frozen=True, kw_only=True, tag_field="type", tag="push"):
 class Ping(Wire, frozen=True, kw_only=True, tag_field="type", tag="ping"):
     """Answered by `Pong` with the same id; either side may ask."""
 
-    id: int
+    id: Count
 
 
 # Downstream
@@ -269,18 +269,18 @@ class Snapshot(Wire, frozen=True, kw_only=True, tag_field="type", tag="snapshot"
     room: str
     incarnation: str
     epoch: str
-    seq: int
+    seq: Count
     states: dict[str, StateImage]
-    decided: int = 0
+    decided: Count = 0
     members: tuple[Member, ...] = ()
 
 
 class Joined(Wire, frozen=True, kw_only=True, tag_field="type", tag="joined"):
     """The verdict on `Join` `id`: in force once this replica reached `seq`."""
 
-    id: int
+    id: Count
     room: str
-    seq: int
+    seq: Count
 
 
 class Entries(Wire, frozen=True, kw_only=True, tag_field="type", tag="entries"):
@@ -288,10 +288,10 @@ class Entries(Wire, frozen=True, kw_only=True, tag_field="type", tag="entries"):
 
     room: str
     epoch: str
-    prev: int
-    last: int
+    prev: Count
+    last: Count
     entries: tuple[Entry, ...] = ()
-    decided: int = 0
+    decided: Count = 0
 
 
 class Nack(Wire, frozen=True, kw_only=True, tag_field="type", tag="nack"):
@@ -303,8 +303,8 @@ class Nack(Wire, frozen=True, kw_only=True, tag_field="type", tag="nack"):
     room: str
     n: Number
     problem: Problem
-    through: int | None = None
-    seq: int = 0
+    through: Number | None = None
+    seq: Count = 0
     values: dict[str, dict[str, WireValue]] = {}
 
 
@@ -327,7 +327,7 @@ class Failure(Wire, frozen=True, kw_only=True, tag_field="type", tag="error"):
     """A request was refused; `id` and `room` say which."""
 
     problem: Problem
-    id: int | None = None
+    id: Count | None = None
     room: str | None = None
 
 
@@ -348,7 +348,7 @@ class Slow(Wire, frozen=True, kw_only=True, tag_field="type", tag="slow"):
 class Pong(Wire, frozen=True, kw_only=True, tag_field="type", tag="pong"):
     """The answer to `Ping`."""
 
-    id: int
+    id: Count
 
 
 Upstream: TypeAlias = Hello | Join | Leave | Resume | Push | Ping | Pong

@@ -35,7 +35,7 @@ from sharedwidgets.core.protocol import (
     Set,
     Snapshot,
 )
-from sharedwidgets.core.values import Value, normalise, same
+from sharedwidgets.core.values import MAX_DEPTH, Value, normalise, plus, same, text
 from sharedwidgets.errors import InvalidValue, NotFound
 
 TraitKey: TypeAlias = tuple[str, str]
@@ -199,6 +199,8 @@ class Replica:
         InvalidValue, NoSuchState, NoSuchTrait, NoSuchPath
             Nothing is written then.
         """
+        if not ops:
+            return News()
         before = self._values((op.state, op.path[0]) for op in ops)
         trial: dict[TraitKey, Value] = {}
         checked: list[Op] = []
@@ -232,7 +234,8 @@ class Replica:
 
     def disconnected(self) -> None:
         """The connection is gone: what has no verdict counts as not sent."""
-        self._catching_up = False
+        # A new connection begins with a `Resume`: its answer is awaited like that of any other.
+        self._catching_up = self.live
         for push in self._pending:
             push.sent = False
 
@@ -294,12 +297,15 @@ class Replica:
     def _entries(self, frame: Entries) -> News:
         if not self.live:
             return News()
-        if frame.epoch != self.epoch or frame.prev > self.seq:
+        # The answer to a `Resume` may come from a later log that goes on exactly where this replica stands.
+        follows = frame.epoch == self.epoch or (self._catching_up and frame.prev == self.seq)
+        if not follows or frame.prev > self.seq:
             return self._gap()
+        self.epoch = frame.epoch
         self._catching_up = False
         fresh = [entry for entry in frame.entries if entry.seq > self.seq]
-        touched = {key for entry in fresh for op in entry.ops for key in delta.touched(op)}
-        touched |= {(op.state, op.path[0]) for push in self._pending if 0 < push.n <= frame.decided for op in push.ops}
+        touched = [key for entry in fresh for op in entry.ops for key in delta.touched(op)]
+        touched += [(op.state, op.path[0]) for push in self._pending if 0 < push.n <= frame.decided for op in push.ops]
         before = self._values(touched)
         for key in touched:
             self._shown.pop(key, None)
@@ -361,11 +367,16 @@ class Replica:
             case Set(if_rev=None), Set(if_rev=None):
                 last.ops = (op,)
                 return True
-            case Inc(), Inc():
-                last.ops = (msgspec.structs.replace(op, by=earlier.by + op.by),)
+            case Inc(), Inc() if self._unbounded(op):
+                last.ops = (msgspec.structs.replace(op, by=plus(earlier.by, op.by)),)
                 return True
             case _:
                 return False
+
+    def _unbounded(self, op: Op) -> bool:
+        """Whether sums of the trait cannot be refused: one refused sum must not take others with it."""
+        kind, _ = delta.find(self.states, op.state, op.path[0])
+        return kind.min is None and kind.max is None and kind.choices is None
 
     def _compressed(self, index: int) -> tuple[Op, ...]:
         """The ops of a push as they travel: large values as a splice, where this replica knows what the server holds."""
@@ -375,7 +386,8 @@ class Replica:
         for op in push.ops:
             key = (op.state, op.path[0])
             if isinstance(op, Set) and op.if_rev is None and not push.whole and key not in earlier:
-                base = _below(self.states[op.state].values.get(op.path[0]), op.path[1:])
+                held = self.states.get(op.state, State()).values
+                base = _below(held.get(op.path[0]), op.path[1:])
                 ops.append(delta.compress(op, base, self.seq))
             else:
                 ops.append(op)
@@ -418,12 +430,20 @@ def _below(value: Value, keys: Sequence[str]) -> Value:
 
 
 def _normalised(op: Op) -> Op:
+    """The op inside the value domain; what a server would call malformed or too deep is refused at the author already."""
+    for key in op.path:
+        text(key)
+    levels = MAX_DEPTH - len(op.path) + 1
     try:
         match op:
             case Set():
-                return msgspec.structs.replace(op, value=normalise(op.value))
+                return msgspec.structs.replace(op, value=normalise(op.value, levels=levels))
             case Append():
-                return msgspec.structs.replace(op, items=tuple(normalise(item) for item in op.items))
+                return msgspec.structs.replace(op, items=tuple(normalise(item, levels=levels - 1) for item in op.items))
+            case Inc():
+                if isinstance(op.by, bool) or not isinstance(op.by, (int, float)):
+                    raise InvalidValue(f"{op.by!r} is no number to add", expected="int or float")
+                return op
             case _:
                 return op
     except InvalidValue as error:

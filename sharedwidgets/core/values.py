@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
+import re
 import unicodedata
 from typing import TypeAlias
 
@@ -32,7 +33,10 @@ MAX_TOKEN = 128
 
 # A message adds levels of its own around a value (message, ops, op, value, tag); beyond this no value can be legal.
 _MAX_FRAME_DEPTH = 2 * MAX_DEPTH + 16
-_MAX_INT_DIGITS = 4000
+_MAX_INT_BITS = 12_000
+_MAX_INT_DIGITS = 3_613
+_INT = re.compile(r"-?[0-9]+")
+_FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 _FORBIDDEN_IN_TOKENS = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
@@ -59,12 +63,9 @@ def normalise(value: object, *, levels: int = MAX_DEPTH) -> Value:
     if value is None or value is True or value is False:
         return value
     if isinstance(value, str):
-        return _text(value)
+        return text(value)
     if isinstance(value, int):
-        plain = int(value)
-        if abs(plain) > SAFE_INT and plain.bit_length() > _MAX_INT_DIGITS * 3:
-            raise InvalidValue(f"an int of {plain.bit_length()} bits is too long; keep it below {_MAX_INT_DIGITS} digits")
-        return plain
+        return whole(int(value))
     if isinstance(value, float):
         return float(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -87,7 +88,7 @@ def normalise(value: object, *, levels: int = MAX_DEPTH) -> Value:
                     f"a dict key must be text, not {type(key).__name__} {key!r}; use str({key!r})", expected="text key"
                 )
             try:
-                mapping[_text(key)] = normalise(item, levels=levels - 1)
+                mapping[text(key)] = normalise(item, levels=levels - 1)
             except InvalidValue as error:
                 raise error.located(path=(key,)) from None
         return mapping
@@ -95,6 +96,28 @@ def normalise(value: object, *, levels: int = MAX_DEPTH) -> Value:
         f"a {type(value).__name__} has no wire form; give null, bool, int, float, text, bytes, list or dict, "
         "or tag the trait with to_json/from_json"
     )
+
+
+def whole(value: int) -> int:
+    """The int itself, when it is short enough for the wire; `InvalidValue` otherwise."""
+    if value.bit_length() > _MAX_INT_BITS:
+        raise InvalidValue(f"an int of {value.bit_length()} bits is too long; keep it below {_MAX_INT_BITS} bits")
+    return value
+
+
+def plus(left: int | float, right: int | float) -> int | float:
+    """The sum as it can travel.
+
+    Raises
+    ------
+    InvalidValue
+        It is too long an int, or an int too large to be added to a float.
+    """
+    try:
+        total = left + right
+    except OverflowError:
+        raise InvalidValue("the sum of so large an int and a float is no number; set the value instead") from None
+    return whole(total) if isinstance(total, int) else total
 
 
 def depth(value: Value) -> int:
@@ -220,17 +243,14 @@ def _looks_like_tag(json: dict[str, Json] | dict[str, object]) -> bool:
 def _untag(json: dict[str, object], buffers: list[bytes] | None, levels: int) -> Value:
     ((tag, body),) = json.items()
     match tag, body:
-        case "$int", str() if len(body) <= _MAX_INT_DIGITS + 1 and body.lstrip("-").isdecimal() and body.isascii():
+        case "$int", str() if len(body) <= _MAX_INT_DIGITS + 1 and _INT.fullmatch(body):
             number = int(body)
-            if abs(number) > SAFE_INT and str(number) == body:
+            if abs(number) > SAFE_INT and number.bit_length() <= _MAX_INT_BITS and str(number) == body:
                 return number
         case "$float", "nan" | "inf" | "-inf":
             return float(body)
-        case "$float", str() if len(body) <= 32 and body.isascii():
-            try:
-                real = float(body)
-            except ValueError:
-                real = 0.0
+        case "$float", str() if len(body) <= 32 and _FLOAT.fullmatch(body):
+            real = float(body)
             if math.isfinite(real) and abs(real) > SAFE_INT:
                 return real
         case "$bytes", int() if buffers is not None and not isinstance(body, bool) and 0 <= body < len(buffers):
@@ -248,7 +268,8 @@ def _descend(levels: int) -> None:
         raise InvalidValue(f"nested deeper than {MAX_DEPTH} levels of list and dict", expected=f"at most {MAX_DEPTH} levels")
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
+    """Text of Unicode scalar values; `InvalidValue` for a lone surrogate."""
     plain = str.__str__(value)
     if not plain.isascii() and _has_surrogate(plain):
         raise InvalidValue("text with a lone surrogate has no wire form; decode it with errors='replace'", expected="text")

@@ -1,0 +1,614 @@
+"""`SharedState`: a widget whose traits live in a room while it is linked, and in this kernel while it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import traitlets as t
+from anywidget import AnyWidget
+from traitlets.utils.bunch import Bunch
+
+from sharedwidgets import bundle, discovery
+from sharedwidgets.bridge import Bridge, Event
+from sharedwidgets.connection import Connection, Session, Wanted, shared
+from sharedwidgets.core.protocol import Member, Problem
+from sharedwidgets.core.replica import LastChange
+from sharedwidgets.core.values import Value, check_token
+from sharedwidgets.delivery import Mode
+from sharedwidgets.errors import InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
+from sharedwidgets.room import Room
+from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, is_private, prepared, shared_trait
+
+log = logging.getLogger("sharedwidgets")
+
+Self = TypeVar("Self", bound="SharedState")
+Item = TypeVar("Item")
+
+# Names of the surface that are kept free for traits never to hide, beside everything AnyWidget has.
+RESERVED = frozenset(
+    {
+        "link_to", "link_to_async", "unlink", "linked_to", "linked_from", "room", "lock", "locked_by", "transaction",
+        "increment", "compare_and_set", "last_change", "live", "pull", "flush", "changed", "wait_until",
+    }
+)  # fmt: skip
+CLASS_OPTIONS = ("state_name", "delivery")
+# How long a constructor waits for its room before the object starts out private.
+CONSTRUCTOR_SECONDS = 3.0
+RETRY_SECONDS = 2.0
+
+
+class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
+    """Checks and tags the traits of a class when it is made, its mixins' too."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+        """Make the class, or raise `TypeError` with what to change."""
+        unknown = sorted(set(options) - set(CLASS_OPTIONS))
+        if unknown:
+            raise TypeError(f"class {name} has an unknown option {unknown[0]!r}; there are {', '.join(CLASS_OPTIONS)}")
+        base = next((item for item in bases if isinstance(item, SharedStateMeta)), None)
+        # anywidget makes a class per object to add its own traits: nothing in it is the user's.
+        if base is not None and "_anywidget_id" not in namespace:
+            for place, mixin in enumerate(bases):
+                if isinstance(mixin, SharedStateMeta) or not issubclass(mixin, t.HasTraits):
+                    continue
+                for trait_name, trait in mixin.class_traits().items():
+                    if place < bases.index(base) or not hasattr(base, trait_name):
+                        namespace.setdefault(trait_name, copied(trait))
+            own = {key: item for key, item in namespace.items() if isinstance(item, t.TraitType)}
+            prepared(name, {key: own[key] for key in own.keys() - ANYWIDGET_TRAITS}, RESERVED | set(dir(SharedState)))
+            namespace["_options"] = {**getattr(base, "_options", {}), "state_name": name, **options}
+        return super().__new__(mcs, name, bases, namespace)
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> None:
+        super().__init__(name, bases, namespace)
+
+
+class SharedState(AnyWidget, metaclass=SharedStateMeta):
+    """Base class of shared state: declare traits, then `link_to` a room.
+
+    A public trait is shared with every kernel, page and script of the room, **and goes to everyone's browser**. A name with a
+    leading underscore, or ``.tag(sync=False)``, is shared between kernels only. ``.tag(shared=False)`` keeps a trait in this
+    kernel and its own views.
+
+    Parameters
+    ----------
+    room : str, optional
+        Link at once. Never fails for a missing server: the object stays private, says so, and joins when the server comes.
+    server, credential : str, optional
+        With `room`: which server.
+    **traits
+        First private values.
+
+    Class keywords
+    --------------
+    state_name : str
+        Name of the state in a room; the class name by default.
+    delivery : "main" or "thread"
+        Where observers of remote changes run: on the kernel's main thread (default), or on a thread of the object's own.
+    """
+
+    _options: ClassVar[dict[str, Any]] = {}
+    _esm = bundle.stub()
+    # What a page must know to talk to the room itself. No secret is in it: it is saved with the notebook.
+    _link = t.Dict().tag(sync=True)
+
+    def __init__(
+        self, *, room: str | None = None, server: str | None = None, credential: str | None = None, **traits: Any
+    ) -> None:
+        unknown = sorted(name for name in traits if not self.has_trait(name))
+        if unknown:
+            there = ", ".join(sorted(set(self.trait_names()) - set(SharedState.class_trait_names())))
+            raise TypeError(f"{self._class_name()} has no trait {unknown[0]!r}; it has {there}")
+        if room is not None:
+            check_token(room)
+        self._bridge: Bridge | None = None
+        self._private: dict[str, Any] = {}
+        self._handle: Room | None = None
+        self._waiting: threading.Event | None = None
+        super().__init__(**traits)
+        self.on_msg(send_module)
+        self._say_link()
+        if room is not None:
+            self._link_when_possible(room, server, credential, set(traits))
+
+    # --- linking
+
+    def link_to(
+        self: Self, token: str, timeout: float = 10.0, *, server: str | None = None, credential: str | None = None
+    ) -> Self:
+        """Join a room: its values are this object's values from now on. Returns the object itself.
+
+        A room that has no such state yet gets it with the *class defaults*; this object's private values come back at
+        `unlink`. Linking to another room while linked switches; when it fails nothing has changed.
+
+        Parameters
+        ----------
+        token : str
+            The room's name.
+        timeout : float
+            Seconds to wait for the server.
+        server, credential : str, optional
+            Base URL and secret of a server; found by itself by default.
+
+        Raises
+        ------
+        InvalidToken, ServerNotFound, LinkTimeout, SchemaConflict, Forbidden, TooManyRooms, InvalidValue, WrongThread
+        """
+        connection, session, wanted = self._opened(token, server, credential)
+        try:
+            connection.join(session, self._state_name(), wanted, timeout)
+        except BaseException:
+            connection.close_session(session)
+            raise
+        self._adopt(session)
+        return self
+
+    async def link_to_async(
+        self: Self, token: str, timeout: float = 10.0, *, server: str | None = None, credential: str | None = None
+    ) -> Self:
+        """`link_to` that lets the loop run meanwhile."""
+        connection, session, wanted = self._opened(token, server, credential)
+        try:
+            await connection.join_async(session, self._state_name(), wanted, timeout)
+        except BaseException:
+            connection.close_session(session)
+            raise
+        self._adopt(session)
+        return self
+
+    def unlink(self, *, flush: bool = False, timeout: float = 10.0) -> None:
+        """Leave the room; the private values from before the link come back at once.
+
+        What was written to the room before is still sent. Never blocks, unless `flush` waits for the answers.
+
+        Raises
+        ------
+        LinkTimeout
+            With `flush`: not answered in time; the object is unlinked all the same.
+        """
+        bridge = self._bridge
+        self._stop_waiting()
+        if bridge is None:
+            return
+        self._check_not_grouping("unlink")
+        self._detach(bridge)
+        self._restore_private()
+        if flush:
+            bridge.connection.flush(bridge.session, timeout)
+
+    @property
+    def linked_to(self) -> str | None:
+        """The token of the room, or None."""
+        return None if self._bridge is None else self._bridge.session.room
+
+    @property
+    def linked_from(self) -> tuple[Member, ...]:
+        """Who links this state in the room, this process too; empty while unlinked."""
+        bridge = self._bridge
+        if bridge is None:
+            return ()
+        with bridge.connection.lock:
+            members = bridge.session.replica.members.values()
+            linked = [member for member in members if bridge.state in member.states or member.kind == "frontend"]
+        return tuple(sorted(linked, key=lambda member: (member.since, member.id)))
+
+    @property
+    def room(self) -> Room | None:
+        """The handle of the room, for what concerns it as a whole; None while unlinked."""
+        bridge = self._bridge
+        if bridge is None:
+            return None
+        if self._handle is None:
+            self._handle = Room(bridge.connection.open(bridge.session.room), self._mode())
+        return self._handle
+
+    # --- while linked
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make the assignments one entry: all or nothing. On any exception they are undone and nobody is told.
+
+        Observers hear at the end, of final values only.
+        """
+        if getattr(self, "_in_transaction", False):
+            yield
+            return
+        held: dict[str, Bunch] = {}
+        before: dict[str, Any] = {}
+
+        def hold(change: Bunch) -> None:
+            if change.type == "change":
+                before.setdefault(change.name, change.old)
+                first = held.setdefault(change.name, change)
+                first["new"] = change.new
+
+        with ExitStack() as stack:
+            if self._bridge is not None:
+                stack.enter_context(self._bridge.holding())
+                stack.enter_context(self._bridge.grouping(all_or_nothing=True))
+            self._in_transaction = True
+            self.notify_change = hold  # type: ignore[method-assign]
+            self._cross_validation_lock = True
+            try:
+                yield
+                self._cross_validation_lock = False
+                for name in list(held):
+                    setattr(self, name, getattr(type(self), name)._cross_validate(self, getattr(self, name)))
+            except BaseException:
+                self._trait_values.update(before)
+                held.clear()
+                raise
+            finally:
+                self._cross_validation_lock = False
+                self._in_transaction = False
+                del self.notify_change
+        for change in held.values():
+            self.notify_change(change)
+
+    def pull(self: Self) -> Self:
+        """Show what has come from the room by now: for a loop in a busy cell. Returns the object itself."""
+        if self._bridge is not None:
+            self._warn_of_changes_in_place()
+            self._bridge.delivery.pull()
+        return self
+
+    def live(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Go through `items`; before each step the traits show what has come from the room."""
+        for item in items:
+            self.pull()
+            yield item
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until the server has answered every write made so far; refused ones are undone then.
+
+        Raises
+        ------
+        LinkTimeout, WrongThread
+        """
+        bridge = self._bridge
+        if bridge is not None:
+            self._warn_of_changes_in_place()
+            bridge.connection.flush(bridge.session, timeout)
+
+    def wait_until(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
+        """Wait until `condition()` is true, showing what comes from the room meanwhile; whether it became so in time."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            bridge = self._bridge
+            if bridge is None:
+                return bool(condition())
+            with bridge.connection.lock:
+                version = bridge.session.replica.version
+            self.pull()
+            if condition():
+                return True
+            bridge.connection.check_may_wait()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not bridge.connection.wait_for_news(bridge.session, version, left):
+                return bool(condition())
+
+    async def changed(self, *names: str) -> Bunch:
+        """Wait for the next change of one of these traits (of any shared one, without names), from wherever it comes.
+
+        Returns
+        -------
+        Bunch
+            ``name``, ``old``, ``new``, ``origin`` and ``actor``.
+        """
+        loop = asyncio.get_running_loop()
+        came: asyncio.Future[Bunch] = loop.create_future()
+
+        def hear(change: Bunch) -> None:
+            loop.call_soon_threadsafe(_settle, came, change)
+
+        watched = list(names) or sorted(self._shared())
+        self.observe(hear, names=watched)
+        try:
+            self.pull()
+            return await came
+        finally:
+            self.unobserve(hear, names=watched)
+
+    def last_change(self, trait: str) -> LastChange | None:
+        """Who changed a trait last, its seq and the server's time; None when it happened before this process came."""
+        bridge = self._bridge
+        if bridge is None:
+            return None
+        with bridge.connection.lock:
+            return bridge.session.replica.last_change(bridge.state, trait)
+
+    # --- what traitlets and ipywidgets call
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        bridge = self.__dict__.get("_bridge")
+        if bridge is None or name not in bridge.traits:
+            super().__setattr__(name, value)
+            return
+        with bridge.assigning() as wrote:
+            super().__setattr__(name, value)
+            if not wrote():
+                bridge.write_again(name, getattr(self, name))
+
+    def _notify_trait(self, name: str, old_value: Any, new_value: Any) -> None:
+        """Called by a trait that was set, also inside a hold: the room hears before any observer does."""
+        bridge = self.__dict__.get("_bridge")
+        if bridge is not None and name in bridge.traits:
+            try:
+                bridge.write(name, new_value, bridge.check(name, new_value))
+            except BaseException:
+                self._trait_values[name] = old_value
+                raise
+        super()._notify_trait(name, old_value, new_value)
+
+    def notify_change(self, change: Bunch) -> None:
+        """Send a private trait to the own views, and tell observers; ``origin`` is part of every change."""
+        change.setdefault("origin", "local")
+        change.setdefault("actor", None)
+        super().notify_change(change)
+
+    @contextmanager
+    def hold_trait_notifications(self) -> Iterator[None]:
+        """traitlets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
+        with self._held(), super().hold_trait_notifications():
+            yield
+
+    @contextmanager
+    def hold_sync(self) -> Iterator[None]:
+        """ipywidgets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
+        with self._held(), super().hold_sync():
+            yield
+
+    def add_traits(self, **traits: t.TraitType[Any, Any]) -> None:
+        """Add traits to this one object, while it is unlinked."""
+        new = {name: trait for name, trait in traits.items() if name not in ANYWIDGET_TRAITS}
+        if new and self.__dict__.get("_bridge") is not None:
+            raise TypeError(f"unlink before you add {sorted(new)[0]!r}: the room must know every trait of a state")
+        prepared(self._class_name(), new, RESERVED | set(dir(SharedState)))
+        super().add_traits(**traits)
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """What a page sends by comm; shared values come by the room alone, and are dropped here."""
+        bridge = self._bridge
+        mine = sync_data if bridge is None else {key: item for key, item in sync_data.items() if key not in bridge.traits}
+        if mine:
+            super().set_state(mine)
+
+    def _should_send_property(self, key: str, value: Any) -> bool:
+        bridge = self.__dict__.get("_bridge")
+        return (bridge is None or key not in bridge.traits) and bool(super()._should_send_property(key, value))
+
+    def close(self) -> None:
+        """Leave the room and close the widget; nothing is restored. Safe in a finaliser."""
+        bridge = self.__dict__.get("_bridge")
+        if bridge is not None:
+            self._bridge = None
+            bridge.end_soon()
+        super().close()
+
+    # --- parts of linking
+
+    def _opened(self, token: str, server: str | None, credential: str | None) -> tuple[Connection, Session, Wanted]:
+        check_token(token)
+        self._check_not_grouping("link")
+        wanted = self._wanted()
+        connection = shared(discovery.find(server, credential))
+        return connection, connection.open(token), wanted
+
+    def _adopt(self, session: Session) -> None:
+        """The room has the state: show its values from now on. The private ones of before the first link are kept."""
+        self._stop_waiting()
+        former, self._bridge = self._bridge, None
+        if former is None:
+            self._private = {name: getattr(self, name) for name in self._shared()}
+        else:
+            self._detach(former)
+        bridge = Bridge(self, session, self._state_name(), self._shared(), self._mode())
+        bridge.begin()
+        self._bridge = bridge
+        self._say_link()
+        bridge.show_all("resync")
+
+    def _detach(self, bridge: Bridge) -> None:
+        self._bridge = None
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+        bridge.end()
+        self._say_link()
+
+    def _say_link(self, offline: str = "") -> None:
+        """Tell the own pages which room to join, or that there is none, and why."""
+        public = sorted(name for name, trait in self._shared().items() if not trait.schema.kernel_only)
+        self._link = {"room": self.linked_to or "", "state": self._state_name(), "traits": public, "offline": offline}
+
+    def _restore_private(self) -> None:
+        """Put the values of before the link back, and tell observers and the own views."""
+        private, self._private = self._private, {}
+        events = []
+        for name, value in private.items():
+            old = self._trait_values.get(name)
+            self._trait_values[name] = value
+            if old is not value:
+                events.append(Bunch(name=name, old=old, new=value, owner=self, type="change", origin="local"))
+        for event in events:
+            self.notify_change(event)
+
+    def _room_ended(self, problem: Problem) -> None:
+        """The room was deleted: the object is private again."""
+        bridge = self._bridge
+        if bridge is None:
+            return
+        log.warning("%r is no more (%s); %s is private again", bridge.session.room, problem.message, self._class_name())
+        self._detach(bridge)
+        self._restore_private()
+
+    def _link_when_possible(self, room: str, server: str | None, credential: str | None, given: set[str]) -> None:
+        """Link now if a server answers soon; otherwise go on trying beside, and stay private meanwhile."""
+        mine = {name: getattr(self, name) for name in given & set(self._shared())}
+        try:
+            self.link_to(room, CONSTRUCTOR_SECONDS, server=server, credential=credential)
+        except (ServerNotFound, LinkTimeout) as error:
+            log.warning("%s is private for now: %s", self._class_name(), error)
+            self._say_link(offline=str(error))
+            self._waiting = threading.Event()
+            waiter = threading.Thread(
+                target=_keep_trying,
+                args=(weakref.ref(self), room, server, credential, self._waiting),
+                name="sharedwidgets-waiting",
+                daemon=True,
+            )
+            waiter.start()
+            return
+        replaced = sorted(name for name, value in mine.items() if getattr(self, name) != value)
+        if replaced:
+            warnings.warn(
+                f"{self._class_name()}(room={room!r}): the room's values replaced {', '.join(replaced)}; assign after linking "
+                "to change the room",
+                stacklevel=3,
+            )
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.set()
+            self._waiting = None
+
+    def _check_not_grouping(self, verb: str) -> None:
+        if self._cross_validation_lock or getattr(self, "_in_transaction", False):
+            raise RuntimeError(f"{verb} outside of a transaction or hold: what was assigned in it has no room yet")
+
+    def _wanted(self) -> Wanted:
+        """What the room needs to make the state: schemas and class defaults, ``@default`` methods included."""
+        fresh = self._user_class().__new__(self._user_class())
+        values: dict[str, Value] = {}
+        for name, trait in self._shared().items():
+            try:
+                values[name] = trait.to_wire(getattr(fresh, name), fresh)
+            except InvalidValue as error:
+                raise InvalidValue(
+                    f"the default of {self._class_name()}.{name} has no wire form: {error}", path=(name,)
+                ) from None
+        return Wanted({name: trait.schema for name, trait in self._shared().items()}, values)
+
+    # --- the class
+
+    @classmethod
+    def _user_class(cls) -> type[SharedState]:
+        """The class the user wrote; anywidget makes a further one per object."""
+        found: type[SharedState] = next(item for item in cls.__mro__ if "_anywidget_id" not in vars(item))
+        return found
+
+    @classmethod
+    def _class_name(cls) -> str:
+        return str(cls._user_class().__name__)
+
+    @classmethod
+    def _state_name(cls) -> str:
+        return str(cls._options.get("state_name", cls._class_name()))
+
+    @classmethod
+    def _mode(cls) -> Mode:
+        mode: Mode = cls._options.get("delivery", "main")
+        return mode
+
+    def _shared(self) -> dict[str, SharedTrait]:
+        """The shared traits of this object, by name."""
+        found: dict[str, SharedTrait] | None = self.__dict__.get("_shared_traits")
+        if found is None or self.__dict__["_shared_of"] is not type(self):
+            own = SharedState.class_trait_names()
+            found = {
+                name: shared_trait(self._class_name(), name, trait)
+                for name, trait in self.traits().items()
+                if name not in own and name not in ANYWIDGET_TRAITS and not is_private(trait)
+            }
+            self.__dict__.update(_shared_traits=found, _shared_of=type(self))
+        return found
+
+    # --- what the bridge calls
+
+    def _accepted(self, name: str, value: Any) -> Any:
+        """The value as the trait's own type takes it; no validator that looks at other traits runs."""
+        trait = getattr(type(self), name)
+        with self.cross_validation_lock:
+            return trait._validate(self, value)
+
+    def _cross_checked(self, name: str, value: Any) -> Any:
+        return getattr(type(self), name)._cross_validate(self, value)
+
+    def _tell(self, event: Event) -> None:
+        self.notify_change(
+            Bunch(
+                name=event.trait,
+                old=event.old,
+                new=event.new,
+                owner=self,
+                type=event.type,
+                origin=event.origin,
+                actor=event.actor,
+                problem=event.problem,
+            )
+        )
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        bridge = self.__dict__.get("_bridge")
+        if bridge is None:
+            yield
+            return
+        with bridge.holding(), bridge.grouping(all_or_nothing=False):
+            yield
+
+    def _warn_of_changes_in_place(self) -> None:
+        assert self._bridge is not None
+        for name in self._bridge.changed_in_place():
+            kind = type(getattr(self, name)).__name__
+            warnings.warn(
+                f"{self._class_name()}.{name} is a {kind} that was changed in place, which nobody hears of; assign a new one, "
+                f"for example x.{name} = {'{**x.' + name + ', ...}' if kind == 'dict' else '[*x.' + name + ', ...]'}",
+                stacklevel=3,
+            )
+
+
+def send_module(widget: AnyWidget, content: Any, buffers: Any) -> None:
+    """Answer a page whose server does not have the page module of this release."""
+    if isinstance(content, dict) and content.get("sharedwidgets") == "module":
+        widget.send({"sharedwidgets_module": bundle.module()})
+
+
+def _settle(future: asyncio.Future[Bunch], change: Bunch) -> None:
+    if not future.done():
+        future.set_result(change)
+
+
+def _keep_trying(
+    waiting: weakref.ref[SharedState], room: str, server: str | None, credential: str | None, stop: threading.Event
+) -> None:
+    """Join the room when its server comes, and let the object's own thread show it."""
+    while not stop.wait(RETRY_SECONDS):
+        state = waiting()
+        if state is None:
+            return
+        try:
+            connection, session, wanted = state._opened(room, server, credential)
+            try:
+                connection.join(session, state._state_name(), wanted, RETRY_SECONDS)
+            except BaseException:
+                connection.close_session(session)
+                raise
+        except (ServerNotFound, LinkTimeout):
+            continue
+        except SharedWidgetsError as error:
+            log.warning("%s stays private: %s", state._class_name(), error)
+            return
+        if stop.is_set():
+            connection.close_session(session)
+        else:
+            state._adopt(session)
+        return
