@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import os
+from importlib import resources
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class SharedWidgetsApp(ExtensionApp):
     name = "sharedwidgets"
     description = "Shared state for kernels and pages: rooms, links and presence."
     load_other_extensions = True
+    # The page module, under the hash of its content; the same files the library's widgets name.
+    static_paths = [str(resources.files("sharedwidgets") / "static")]  # noqa: RUF012 - a traitlets default
 
     store_url = Unicode("memory://", help="Where rooms persist; 'memory://' keeps them until the server stops.").tag(
         config=True

@@ -146,7 +146,6 @@ class RoomHandler(RoomsHandler):
             }
         )
 
-
     def compute_etag(self) -> str | None:
         """The revision that was answered; Tornado would hash the body instead."""
         return self._etag

@@ -1,0 +1,58 @@
+// `bind`: a shared trait and an attribute of any widget on this page, held equal with the kernel busy or dead.
+//
+// Unlike a jslink it knows where a change came from. A change of the target that the kernel sent by comm, an echo of another
+// tab for instance, is no edit: it is put back to the room's value and goes nowhere.
+
+import { cameFromKernel, LinkedModel, type Model } from "./model";
+import type { Rooms } from "./rooms";
+
+/** Ends what it began. */
+export type End = () => void;
+
+/** Hold `source[0]`'s trait and `target[0]`'s attribute equal; the room wins at the start. */
+export function bindModels(rooms: Rooms, source: readonly [Model, string], target: readonly [Model, string]): End {
+  const [state, trait] = source;
+  const [widget, name] = target;
+  const linked = new LinkedModel(state, rooms);
+  let putting = false;
+
+  const put = (value: unknown, save: boolean): void => {
+    if (equal(widget.get(name), value)) return;
+    putting = true;
+    try {
+      widget.set(name, value);
+      // The widget's own kernel is told as well, as by any edit on this page.
+      if (save) widget.save_changes();
+    } finally {
+      putting = false;
+    }
+  };
+  const toTarget = (): void => put(state.get(trait), true);
+  const toSource = (model: unknown): void => {
+    if (putting) return;
+    if (cameFromKernel(model) && linked.room !== null) {
+      put(state.get(trait), false);
+      return;
+    }
+    state.set(trait, widget.get(name));
+    // Unlinked, the state is an ordinary widget whose kernel must hear of it.
+    if (linked.room === null) state.save_changes();
+    // What the room did not take is not left standing.
+    put(state.get(trait), true);
+  };
+
+  state.on(`change:${trait}`, toTarget);
+  widget.on(`change:${name}`, toSource);
+  const unwatch = linked.watch(toTarget);
+  toTarget();
+  return () => {
+    state.off(`change:${trait}`, toTarget);
+    widget.off(`change:${name}`, toSource);
+    unwatch();
+    linked.close();
+  };
+}
+
+function equal(left: unknown, right: unknown): boolean {
+  return left === right || JSON.stringify(left) === JSON.stringify(right);
+}

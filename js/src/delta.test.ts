@@ -1,0 +1,77 @@
+import { describe, expect, test } from "vitest";
+import { apply, applyEntry, compress, diff, fromImage, type States } from "./delta";
+import type { Entry, EntryOp, Op, Set as SetOp, StateImage } from "./protocol";
+import { parseDownstream, parseUpstream } from "./protocol";
+import { same, unpack, type Value } from "./values";
+import { cases, codeOf } from "./vectors";
+
+function readOp(json: unknown, buffers: readonly Uint8Array[] = []): Op {
+  const push = parseUpstream({ type: "push", room: "r", n: 1, ops: [unpack(json, buffers)] });
+  if (push.type !== "push" || push.ops[0] === undefined) throw new Error("no push of one op");
+  return push.ops[0];
+}
+
+function readEntry(json: unknown): Entry {
+  const frame = parseDownstream({ type: "entries", room: "r", epoch: "e", prev: 0, last: 1, entries: [unpack(json, [])] });
+  if (frame.type !== "entries" || frame.entries[0] === undefined) throw new Error("no frame of one entry");
+  return frame.entries[0];
+}
+
+function readImages(states: Value): Readonly<Record<string, StateImage>> {
+  const message = parseDownstream({ type: "snapshot", room: "r", incarnation: "i", epoch: "e", seq: 0, states });
+  if (message.type !== "snapshot") throw new Error("no snapshot");
+  return message.states;
+}
+
+test.each(cases("delta", "apply"))("apply: $name", (given) => {
+  const op = readOp(given.raw.op, given.buffers());
+  const value = given.value("value");
+  if (given.has("error")) expect(codeOf(() => apply(value, op))).toBe(given.raw.error);
+  else expect(same(apply(value, op), given.value("after"))).toBe(true);
+  expect(same(value, given.value("value"))).toBe(true);
+});
+
+test.each(cases("delta", "entries"))("entries: $name", (given) => {
+  const states: States = new Map(
+    Object.entries(readImages(given.value("states"))).map(([name, image]) => [name, fromImage(image)]),
+  );
+  for (const step of given.list("entries") as { entry: unknown; touched: string[][] }[]) {
+    const touched = applyEntry(states, readEntry(step.entry)).map(({ state, trait }) => `${state}.${trait}`);
+    expect(new Set(touched)).toEqual(new Set(step.touched.map((key) => key.join("."))));
+  }
+  const after = Object.entries(readImages(given.value("after"))).map(([name, image]) => [name, fromImage(image)] as const);
+  expect(states).toEqual(new Map(after));
+});
+
+test.each(cases("delta", "diff"))("diff: $name", (given) => {
+  const [shown, value] = [given.value("shown"), given.value("new")];
+  const ops = diff("S", "t", given.text("kind") as "dict", shown, value);
+  expect(ops).toEqual(given.list("ops").map((op) => readOp(op)));
+  expect(same(ops.reduce(apply, shown), value)).toBe(true);
+});
+
+test.each(cases("delta", "compress"))("compress: $name", (given) => {
+  const [base, value] = [given.value("base"), given.value("new")];
+  const whole: SetOp = { op: "set", state: "S", path: ["t"], value, if_rev: null };
+  const op = compress(whole, base, 7);
+  if (given.raw.cut === null) expect(op).toBe(whole);
+  else expect(op).toEqual({ op: "splice", state: "S", path: ["t"], rev: 7, ...given.dict("cut") });
+  expect(same(apply(base, op), value)).toBe(true);
+});
+
+describe("applying never changes a value in place", () => {
+  const bytes = Uint8Array.of(1, 2, 3);
+  const value = { list: [1, 2, 3], bytes, text: "abc", deep: { a: {} } };
+  const ops: EntryOp[] = [
+    { op: "splice", state: "S", path: ["t", "list"], rev: 1, at: 0, remove: 1, insert: [9] },
+    { op: "splice", state: "S", path: ["t", "bytes"], rev: 1, at: 0, remove: 1, insert: Uint8Array.of(9) },
+    { op: "append", state: "S", path: ["t", "list"], items: [4] },
+    { op: "set", state: "S", path: ["t", "deep", "a", "b"], value: 1, if_rev: null },
+    { op: "delete", state: "S", path: ["t", "deep", "a"] },
+  ];
+
+  test.each(ops)("$op $path", (op) => {
+    if (op.op !== "define") apply(value, op);
+    expect(value).toEqual({ list: [1, 2, 3], bytes: Uint8Array.of(1, 2, 3), text: "abc", deep: { a: {} } });
+  });
+});

@@ -1,0 +1,209 @@
+// A widget model on this page: its shared attributes follow the room, and what the page changes in them goes to the room.
+//
+// The widget comm carries private traits, and at creation the values to paint before the socket opens. It must never carry a
+// shared value afterwards: two paths for one value make widgets oscillate. So a change that came by comm is put back, and the
+// kernel neither sends nor takes shared values by comm while it is linked.
+
+import type { Problem } from "./protocol";
+import type { PageRoom, Rooms, Told } from "./rooms";
+import { explain } from "./rooms";
+import { isDict, isList, normalise, same, type Value } from "./values";
+
+/** What anywidget gives of a widget model. */
+export interface Model {
+  get(name: string): unknown;
+  set(name: string, value: unknown): void;
+  save_changes(): void;
+  send(content: unknown): void;
+  on(event: string, callback: (...args: unknown[]) => void): void;
+  off(event: string, callback: (...args: unknown[]) => void): void;
+  widget_manager: { get_model(id: string): Promise<Model> };
+}
+
+/** What the kernel says of the link, in the synced trait `_link`. */
+export interface LinkFacts {
+  readonly room: string;
+  readonly state: string;
+  readonly traits: readonly string[];
+  readonly offline: string;
+}
+
+export type Watcher = () => void;
+
+/** Follows one model for as long as it lives on this page. */
+export class LinkedModel {
+  facts: LinkFacts;
+  room: PageRoom | null = null;
+  /** The last thing that went wrong here, for the card. */
+  trouble: Problem | null = null;
+  private leave: (() => void) | null = null;
+  private applying = false;
+  private readonly watchers = new Set<Watcher>();
+  private readonly ends: (() => void)[] = [];
+
+  constructor(
+    readonly model: Model,
+    private readonly rooms: Rooms,
+  ) {
+    this.facts = factsOf(model);
+    this.listen("change:_link", () => this.relink());
+    this.relink();
+  }
+
+  /** Call back when anything the card shows has changed; returns what ends it. */
+  watch(watcher: Watcher): () => void {
+    this.watchers.add(watcher);
+    return () => this.watchers.delete(watcher);
+  }
+
+  close(): void {
+    this.leave?.();
+    this.leave = null;
+    this.room = null;
+    for (const end of this.ends.splice(0)) end();
+    this.watchers.clear();
+  }
+
+  /** The traits the room has of this state now; before the first snapshot those the kernel painted. */
+  values(): [string, Value][] {
+    const { room, facts } = this;
+    const state = room?.replica.stateNames.includes(facts.state) ? room.replica.view(facts.state) : null;
+    if (state !== null) return Object.entries(state);
+    return facts.traits.map((trait) => [trait, painted(this.model.get(trait))]);
+  }
+
+  private relink(): void {
+    const facts = factsOf(this.model);
+    const moved = facts.room !== this.facts.room || facts.state !== this.facts.state;
+    this.facts = facts;
+    if (moved || facts.room === "") {
+      this.leave?.();
+      this.leave = null;
+      this.room = null;
+      this.trouble = null;
+      for (const end of this.ends.splice(1)) end();
+    }
+    if (facts.room !== "" && this.room === null) {
+      try {
+        const { room, leave } = this.rooms.enter(facts.room, facts.state, (told) => this.hear(told));
+        this.room = room;
+        this.leave = leave;
+        for (const trait of facts.traits) this.listen(`change:${trait}`, (source) => this.changed(trait, source));
+        this.show(facts.traits);
+      } catch (error) {
+        this.trouble = explain(error);
+      }
+    }
+    this.notify();
+  }
+
+  private hear(told: Told): void {
+    if (told.kind === "ended") {
+      this.trouble = told.problem;
+      this.leave = null;
+      this.room = null;
+    } else if (told.kind === "trouble") {
+      this.trouble = told.problem;
+    } else if (told.kind === "link") {
+      if (told.link.kind === "live") this.trouble = null;
+    } else {
+      const mine = told.news.changes.filter((change) => change.state === this.facts.state);
+      this.show(told.news.defined ? this.facts.traits : mine.map((change) => change.trait));
+      const refused = told.news.refused.find(({ ops }) => ops.some((op) => op.state === this.facts.state));
+      if (refused !== undefined) this.trouble = refused.problem;
+      else if (mine.some((change) => change.origin === "local")) this.trouble = null;
+    }
+    this.notify();
+  }
+
+  /** Put the room's values into the model's attributes; views and jslinks follow. */
+  private show(traits: readonly string[]): void {
+    for (const trait of traits) {
+      const value = this.view(trait);
+      if (value !== undefined && !same(painted(this.model.get(trait)), value)) this.put(trait, value);
+    }
+  }
+
+  private put(trait: string, value: Value): void {
+    const outer = this.applying;
+    this.applying = true;
+    try {
+      this.model.set(trait, attribute(value));
+    } finally {
+      this.applying = outer;
+    }
+  }
+
+  /** An attribute changed: by this file, by the kernel's comm, or by someone on this page. */
+  private changed(trait: string, source: unknown): void {
+    const held = this.view(trait);
+    if (this.applying || this.room === null) return;
+    if (held === undefined || cameFromKernel(source)) {
+      if (held !== undefined) this.put(trait, held);
+      return;
+    }
+    try {
+      this.room.assign(this.facts.state, trait, held, normalise(this.model.get(trait)));
+    } catch (error) {
+      this.put(trait, held);
+      this.room.tell({ kind: "trouble", problem: explain(error) });
+    }
+  }
+
+  private view(trait: string): Value | undefined {
+    const replica = this.room?.replica;
+    if (replica === undefined || !replica.stateNames.includes(this.facts.state)) return undefined;
+    const view = replica.view(this.facts.state);
+    return Object.hasOwn(view, trait) ? view[trait] : undefined;
+  }
+
+  private listen(event: string, callback: (...args: unknown[]) => void): void {
+    this.model.on(event, callback);
+    this.ends.push(() => this.model.off(event, callback));
+  }
+
+  private notify(): void {
+    for (const watcher of [...this.watchers]) watcher();
+  }
+}
+
+/**
+ * Whether a change is one the kernel sent by comm: ipywidgets' models hold the state they are being given meanwhile. The
+ * attribute is private to ipywidgets; where it is missing every change counts as the page's own.
+ */
+export function cameFromKernel(source: unknown): boolean {
+  const lock = (source as { _state_lock?: unknown } | null)?._state_lock;
+  return lock !== null && lock !== undefined;
+}
+
+/** A value as a model attribute: bytes are what ipywidgets makes of a buffer, and a long int is as near as a number gets. */
+export function attribute(value: Value): unknown {
+  if (value instanceof Uint8Array) {
+    const copy = value.slice();
+    return new DataView(copy.buffer);
+  }
+  if (typeof value === "bigint") return Number(value);
+  if (isList(value)) return value.map(attribute);
+  if (isDict(value)) return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, attribute(item)]));
+  return value;
+}
+
+/** A model attribute as a value; null for what has none. */
+export function painted(raw: unknown): Value {
+  try {
+    return normalise(raw);
+  } catch {
+    return null;
+  }
+}
+
+function factsOf(model: Model): LinkFacts {
+  const link = model.get("_link");
+  const facts = (typeof link === "object" && link !== null ? link : {}) as { [key: string]: unknown };
+  const traits = Array.isArray(facts.traits) ? facts.traits.filter((name): name is string => typeof name === "string") : [];
+  return { room: text(facts.room), state: text(facts.state), traits, offline: text(facts.offline) };
+}
+
+function text(value: unknown): string {
+  return typeof value === "string" ? value : "";
+}

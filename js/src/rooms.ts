@@ -1,0 +1,209 @@
+// The rooms of a page: one replica per token, fed by the page's one connection, read by any number of views.
+
+import { Connection, type Host, type LinkState, problemOf, type Speaker } from "./connection";
+import { SharedWidgetsError } from "./errors";
+import type { Place } from "./locate";
+import type { Downstream, Hello, Op, Problem, Upstream } from "./protocol";
+import { type News, Replica } from "./replica";
+import { checkToken, type Value } from "./values";
+
+/** What a view hears of: news from the room, a state of the link, or the end of the room. */
+export type Told =
+  | { readonly kind: "news"; readonly news: News }
+  | { readonly kind: "link"; readonly link: LinkState }
+  | { readonly kind: "trouble"; readonly problem: Problem }
+  | { readonly kind: "ended"; readonly problem: Problem };
+
+export type Listener = (told: Told) => void;
+
+/** One room on this page. */
+export class PageRoom {
+  readonly replica: Replica;
+  readonly states = new Map<string, number>();
+  readonly listeners = new Set<Listener>();
+  /** Why the server did not let this page in; null while it did. */
+  trouble: Problem | null = null;
+
+  constructor(
+    readonly token: string,
+    private readonly rooms: Rooms,
+  ) {
+    this.replica = new Replica(token);
+  }
+
+  get link(): LinkState {
+    return this.rooms.link;
+  }
+
+  /** Write as an author who saw `shown`; throws a SharedWidgetsError and writes nothing when the value may not be. */
+  assign(state: string, trait: string, shown: Value, value: Value): void {
+    const ops = this.replica.assign(state, trait, shown, value);
+    if (ops.length > 0) this.write(ops);
+  }
+
+  write(ops: readonly Op[]): void {
+    const news = this.replica.write(ops, { group: ops.length > 1 });
+    this.tell({ kind: "news", news });
+    this.rooms.wake();
+  }
+
+  tell(told: Told): void {
+    for (const listener of [...this.listeners]) listener(told);
+  }
+}
+
+/** All rooms of one page, behind one socket. */
+export class Rooms implements Speaker {
+  private readonly open = new Map<string, PageRoom>();
+  private readonly control: Upstream[] = [];
+  private readonly requests = new Map<number, { room: string; state: string }>();
+  private nextId = 1;
+  private readonly connection: Connection | null;
+
+  constructor(place: Place | null, host: Host) {
+    this.connection = place === null ? null : new Connection(place, host, this);
+  }
+
+  get link(): LinkState {
+    return (
+      this.connection?.state ?? {
+        kind: "offline",
+        problem: problemOf("server-not-found", "this page is not served by a Jupyter server"),
+        final: true,
+      }
+    );
+  }
+
+  /** Look at a state of a room; the returned function ends it. Throws InvalidToken. */
+  enter(token: string, state: string, listener: Listener): { room: PageRoom; leave: () => void } {
+    const room = this.open.get(checkToken(token)) ?? new PageRoom(token, this);
+    this.open.set(token, room);
+    room.listeners.add(listener);
+    const users = room.states.get(state) ?? 0;
+    room.states.set(state, users + 1);
+    if (users === 0) this.join(room, state);
+    this.wake();
+    let left = false;
+    const leave = () => {
+      if (!left) this.leave(room, state, listener);
+      left = true;
+    };
+    return { room, leave };
+  }
+
+  wake(): void {
+    this.connection?.wake();
+  }
+
+  hurry(): void {
+    this.connection?.hurry();
+  }
+
+  // --- what the connection asks
+
+  hello(): Hello["rooms"] {
+    this.control.length = 0;
+    this.requests.clear();
+    const live: PageRoom[] = [];
+    for (const room of this.open.values()) {
+      if (room.states.size === 0 && room.replica.undecided === 0) this.open.delete(room.token);
+      else if (room.replica.live) live.push(room);
+      else for (const state of room.states.keys()) this.join(room, state);
+    }
+    return live.map((room) => room.replica.position([...room.states.keys()]));
+  }
+
+  due(inFlight: number): Upstream[] {
+    const messages = this.control.splice(0);
+    for (const room of this.open.values()) {
+      messages.push(...room.replica.take(inFlight));
+      // Nobody looks any more; the page leaves behind what it wrote, once that has its verdict.
+      if (room.states.size === 0 && room.replica.undecided === 0) {
+        messages.push({ type: "leave", room: room.token, state: null });
+        this.open.delete(room.token);
+      }
+    }
+    return messages;
+  }
+
+  lost(): void {
+    for (const room of this.open.values()) room.replica.disconnected();
+  }
+
+  state(link: LinkState): void {
+    for (const room of this.open.values()) room.tell({ kind: "link", link });
+  }
+
+  hear(message: Downstream): void {
+    switch (message.type) {
+      case "snapshot":
+      case "entries":
+      case "nack":
+      case "resend":
+      case "members": {
+        const room = this.open.get(message.room);
+        if (room === undefined) return;
+        const news = room.replica.receive(message);
+        this.control.push(...news.send);
+        room.tell({ kind: "news", news });
+        return;
+      }
+      case "joined":
+        this.requests.delete(message.id);
+        return;
+      case "error":
+        this.refused(message.id, message.room, message.problem);
+        return;
+      case "bye":
+        if (message.room !== null) this.ended(message.room, message.problem);
+    }
+  }
+
+  private join(room: PageRoom, state: string): void {
+    const id = this.nextId++;
+    this.requests.set(id, { room: room.token, state });
+    const resume = room.replica.live ? room.replica.position() : null;
+    this.control.push({ type: "join", id, room: room.token, state, schema: null, values: null, resume });
+  }
+
+  private leave(room: PageRoom, state: string, listener: Listener): void {
+    room.listeners.delete(listener);
+    const users = (room.states.get(state) ?? 1) - 1;
+    if (users > 0) {
+      room.states.set(state, users);
+      return;
+    }
+    room.states.delete(state);
+    if (room.states.size > 0) this.control.push({ type: "leave", room: room.token, state });
+    this.wake();
+  }
+
+  private refused(id: number | null, token: string | null, problem: Problem): void {
+    const request = id === null ? undefined : this.requests.get(id);
+    if (id !== null) this.requests.delete(id);
+    const room = this.open.get(request?.room ?? token ?? "");
+    if (room === undefined) return;
+    if (request === undefined && problem.code === "no-such-room") {
+      // The server lost the room; a page cannot make it, but waits for who can.
+      for (const state of room.states.keys()) this.join(room, state);
+      return;
+    }
+    room.trouble = problem;
+    room.tell({ kind: "trouble", problem });
+  }
+
+  private ended(token: string, problem: Problem): void {
+    const room = this.open.get(token);
+    if (room === undefined) return;
+    this.open.delete(token);
+    const news = room.replica.abandon(problem);
+    room.tell({ kind: "news", news });
+    room.tell({ kind: "ended", problem });
+  }
+}
+
+/** The message of an error that an assignment raised, or the error itself when it is not ours. */
+export function explain(error: unknown): Problem {
+  if (!(error instanceof SharedWidgetsError)) throw error;
+  return { code: error.code, message: error.message, state: error.state, path: error.path, expected: error.expected };
+}

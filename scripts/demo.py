@@ -1,0 +1,219 @@
+"""Open JupyterLab with two notebooks side by side that share one live state, already run; prints the URL.
+
+Everything it makes is under one private folder: config, data, settings, workspace and copies of the notebooks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client.blocking.client import BlockingKernelClient
+from nbformat.sign import NotebookNotary
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKSPACE = "demo"
+START_SECONDS = 60.0
+CELL_SECONDS = 60.0
+
+
+class Demo:
+    """A private JupyterLab with notebooks side by side.
+
+    Parameters
+    ----------
+    folder : Path
+        Where everything is kept; emptied first.
+    notebooks : dict of str to Path
+        Name in the demo → notebook to copy, left to right.
+    """
+
+    def __init__(self, folder: Path, notebooks: dict[str, Path]) -> None:
+        self.folder = folder
+        self.names = list(notebooks)
+        self.token = secrets.token_hex(16)
+        shutil.rmtree(folder, ignore_errors=True)
+        private = {name: folder / name for name in ("workspaces", "settings", "data", "config", "runtime", "root")}
+        for path in private.values():
+            path.mkdir(mode=0o700, parents=True)
+        self.root = private["root"]
+        self.runtime = private["runtime"]
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY_", "SHAREDWIDGETS"))},
+            "JUPYTERLAB_WORKSPACES_DIR": str(private["workspaces"]),
+            "JUPYTERLAB_SETTINGS_DIR": str(private["settings"]),
+            "JUPYTER_DATA_DIR": str(private["data"]),
+            "JUPYTER_CONFIG_DIR": str(private["config"]),
+            "JUPYTER_RUNTIME_DIR": str(private["runtime"]),
+        }
+        for name, path in notebooks.items():
+            shutil.copy(path, self.root / name)
+        # A toast about news would lie over the notebooks.
+        apputils = private["settings"] / "@jupyterlab" / "apputils-extension"
+        apputils.mkdir(parents=True)
+        (apputils / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+        self.server: subprocess.Popen[bytes] | None = None
+        self.base = ""
+
+    @property
+    def url(self) -> str:
+        """The page to open."""
+        return f"{self.base}lab/workspaces/{WORKSPACE}?token={self.token}"
+
+    def start(self, *arguments: str) -> None:
+        """Start the server and wait until it answers."""
+        jupyter = [sys.executable, "-m", "jupyter"]
+        layout = self.folder / "layout.json"
+        layout.write_text(json.dumps(_layout(self.names)))
+        subprocess.run(
+            [*jupyter, "lab", "workspaces", "import", str(layout), "--name", WORKSPACE],
+            env=self.environ,
+            check=True,
+            capture_output=True,
+        )
+        root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        log = (self.folder / "server.log").open("wb")
+        self.server = subprocess.Popen(
+            [
+                *jupyter,
+                "lab",
+                "--no-browser",
+                f"--IdentityProvider.token={self.token}",
+                f"--ServerApp.root_dir={self.root}",
+                *root,
+                *arguments,
+            ],
+            env=self.environ,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while not self.base:
+            if self.server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the server did not start; see {self.folder / 'server.log'}")
+            for path in self.runtime.glob("jpserver-*.json"):
+                facts = json.loads(path.read_text() or "{}")
+                if facts.get("pid") == self.server.pid and self._answers(facts["url"]):
+                    self.base = facts["url"]
+            time.sleep(0.05)
+
+    def run_notebooks(self) -> None:
+        """Start a kernel for each notebook, run every cell, and write the outputs into the notebook."""
+        for name in self.names:
+            session = self.ask("POST", "api/sessions", path=name, name=name, type="notebook", kernel={"name": "python3"})
+            self._run(self.root / name, session["kernel"]["id"])
+
+    def ask(self, method: str, where: str, **body: Any) -> Any:
+        """A REST call to the server."""
+        request = urllib.request.Request(
+            self.base + where,
+            method=method,
+            data=json.dumps(body).encode() if body else None,
+            headers={"Authorization": f"token {self.token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def stop(self) -> None:
+        """Stop the server and its kernels."""
+        if self.server is not None and self.server.poll() is None:
+            self.server.send_signal(signal.SIGTERM)
+            try:
+                self.server.wait(10)
+            except subprocess.TimeoutExpired:
+                self.server.kill()
+                self.server.wait()
+
+    def _run(self, path: Path, kernel_id: str) -> None:
+        client = BlockingKernelClient(connection_file=str(self.runtime / f"kernel-{kernel_id}.json"))
+        client.load_connection_file()
+        client.start_channels()
+        client.wait_for_ready(timeout=START_SECONDS)
+        notebook = nbformat.read(path, as_version=4)
+        for count, cell in enumerate([cell for cell in notebook.cells if cell.cell_type == "code"], 1):
+            outputs: list[Any] = []
+            answer = client.execute_interactive(
+                cell.source, timeout=CELL_SECONDS, output_hook=lambda message, outputs=outputs: _collect(outputs, message)
+            )
+            if answer["content"]["status"] != "ok":
+                raise SystemExit(f"{path.name}: {answer['content']}")
+            cell.outputs, cell.execution_count = outputs, count
+        client.stop_channels()
+        nbformat.write(notebook, path)
+        # Signed under the same data directory, or Lab shows widgets as text.
+        os.environ.update({name: value for name, value in self.environ.items() if name.startswith("JUPYTER")})
+        NotebookNotary().sign(notebook)
+
+    def _answers(self, url: str) -> bool:
+        request = urllib.request.Request(url + "api/status", headers={"Authorization": f"token {self.token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def _collect(outputs: list[Any], message: dict[str, Any]) -> None:
+    if message["msg_type"] in ("stream", "display_data", "execute_result", "error"):
+        outputs.append(nbformat.v4.output_from_msg(message))
+
+
+def _layout(names: list[str]) -> dict[str, Any]:
+    tabs = [{"type": "tab-area", "currentIndex": 0, "widgets": [f"notebook:{name}"]} for name in names]
+    dock = {"type": "split-area", "orientation": "horizontal", "sizes": [1 / len(names)] * len(names), "children": tabs}
+    side = {"collapsed": True, "visible": True, "widgets": [], "widgetStates": {}}
+    data: dict[str, Any] = {
+        "layout-restorer:data": {
+            "main": {"dock": dock, "current": f"notebook:{names[0]}"},
+            "down": {"size": 0, "widgets": []},
+            "left": {**side, "widgets": ["filebrowser"]},
+            "right": side,
+            "relativeSizes": [0, 1, 0],
+            "top": {"simpleVisibility": True},
+        }
+    }
+    for name in names:
+        data[f"notebook:{name}"] = {"data": {"path": name, "factory": "Notebook"}}
+    return {"data": data, "metadata": {"id": WORKSPACE}}
+
+
+def main() -> None:
+    """Start the demo and keep it running until it is interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".demo")
+    parser.add_argument("--port", default="8888", help="first port to try")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    options = parser.parse_args()
+    notebook = ROOT / "notebooks" / "02_two_notebooks.ipynb"
+    demo = Demo(options.folder, {"A.ipynb": notebook, "B.ipynb": notebook})
+    try:
+        demo.start(f"--port={options.port}")
+        demo.run_notebooks()
+        print(f"\n    {demo.url}\n\nMove a slider: the other notebook follows. Ctrl-C stops the demo.", flush=True)
+        if options.open:
+            import webbrowser
+
+            webbrowser.open(demo.url)
+        assert demo.server is not None
+        demo.server.wait()
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+    finally:
+        demo.stop()
+
+
+if __name__ == "__main__":
+    main()
