@@ -8,11 +8,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-ipykernel6
 STAMPS := .make
+SOURCES := $(shell find js/src js/build.mjs js/package.json -type f)
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(STAMPS)/venv: pyproject.toml
+$(STAMPS)/npm: js/package-lock.json
+	@mkdir -p $(STAMPS)
+	cd js && npm ci --silent --no-fund --no-audit
+	@touch $@
+
+$(STAMPS)/bundle: $(STAMPS)/npm $(SOURCES)
+	cd js && npm run --silent build
+	@touch $@
+
+# Built first: an editable install carries the page module that is there.
+$(STAMPS)/venv: pyproject.toml $(STAMPS)/bundle
 	@mkdir -p $(STAMPS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -20,29 +31,48 @@ $(STAMPS)/venv: pyproject.toml
 	@touch $@
 
 # The oldest kernel we promise to work with, beside the newest in the first environment.
-$(STAMPS)/ipykernel6: pyproject.toml
+$(STAMPS)/ipykernel6: pyproject.toml $(STAMPS)/bundle
 	@mkdir -p $(STAMPS)
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
 	$(OLD)/bin/python -m pip install --quiet --upgrade pip
 	$(OLD)/bin/python -m pip install --quiet --editable . 'ipykernel==6.31.*'
 	@touch $@
 
-$(STAMPS)/interpreters: pyproject.toml scripts/interpreters.py
+$(STAMPS)/interpreters: pyproject.toml scripts/interpreters.py $(STAMPS)/bundle
 	$(PYTHON) scripts/interpreters.py setup
 	@touch $@
 
-setup: $(STAMPS)/venv $(STAMPS)/ipykernel6 $(STAMPS)/interpreters ## make the environments
+$(STAMPS)/chromium:
+	@mkdir -p $(STAMPS)
+	$(PYTHON) scripts/chromium.py
+	@touch $@
 
-lint: $(STAMPS)/venv ## ruff, mypy, import contracts
+setup: $(STAMPS)/venv $(STAMPS)/ipykernel6 $(STAMPS)/interpreters $(STAMPS)/chromium ## make the environments
+
+lint: $(STAMPS)/venv ## ruff, mypy, import contracts, biome, tsc
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports > $(STAMPS)/imports.log || { cat $(STAMPS)/imports.log; exit 1; }
+	cd js && npm run --silent lint && npm run --silent check
 
-unit: $(STAMPS)/interpreters ## unit tests on each Python that is here
+unit: $(STAMPS)/interpreters $(STAMPS)/npm ## unit tests: vitest, and pytest on each Python that is here
+	cd js && npm test --silent
 	$(PYTHON) scripts/interpreters.py test
 
 test: setup lint unit ## set up, then run every check
 	$(BIN)/python -m pytest
 
-.PHONY: help setup lint unit test
+mutants: setup ## break the house on purpose, and see each break caught
+	$(BIN)/python scripts/mutants.py
+
+demo: $(STAMPS)/venv ## two notebooks side by side in JupyterLab, sharing one live state
+	$(BIN)/python scripts/demo.py
+
+bench: setup ## the figures, as medians and ratios
+	$(BIN)/python tests/bench/figures.py
+
+dist: $(STAMPS)/bundle $(STAMPS)/venv ## wheel and sdist
+	$(BIN)/python -m build --outdir dist
+
+.PHONY: help setup lint unit test mutants demo bench dist

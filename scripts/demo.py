@@ -199,6 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     notebook = ROOT / "notebooks" / "02_two_notebooks.ipynb"
     demo = Demo(options.folder, {"A.ipynb": notebook, "B.ipynb": notebook})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
         demo.start(f"--port={options.port}")
         demo.run_notebooks()

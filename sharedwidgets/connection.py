@@ -20,11 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
-
-from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.simple_httpclient import HTTPTimeoutError
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sharedwidgets import discovery, host
 from sharedwidgets.core import codec
@@ -69,6 +65,9 @@ from sharedwidgets.errors import (
     WrongThread,
     from_code,
 )
+
+if TYPE_CHECKING:
+    from tornado.websocket import WebSocketClientConnection
 
 log = logging.getLogger("sharedwidgets")
 
@@ -405,12 +404,15 @@ class Connection:
             self._loop.close()
 
     async def _live(self) -> None:
+        # Loaded here, on the thread that needs it: a third of what importing this library would cost otherwise.
+        from tornado.httpclient import HTTPClientError
+
         failures = 0
         while self.state != "closed":
             began = self._loop.time()
             try:
                 socket = await self._open_socket()
-            except (OSError, HTTPClientError, HTTPTimeoutError, ValueError) as error:
+            except (OSError, ValueError, HTTPClientError) as error:
                 self._offline(self._explained(error))
             else:
                 self._offline(await self._converse(socket))
@@ -421,6 +423,9 @@ class Connection:
             self.address = discovery.again(self.address)
 
     async def _open_socket(self) -> WebSocketClientConnection:
+        from tornado.httpclient import HTTPRequest
+        from tornado.websocket import websocket_connect
+
         request = HTTPRequest(self.address.socket_url, headers=self.address.headers(), connect_timeout=CONNECT_SECONDS)
         socket = await websocket_connect(request, subprotocols=[SUBPROTOCOL], max_message_size=FRAME_CEILING)
         assert socket.protocol is not None
@@ -457,6 +462,8 @@ class Connection:
 
     async def _write(self, socket: WebSocketClientConnection) -> None:
         """Everything that goes out, in order: hello, requests, pushes, and a leave behind the pushes."""
+        from tornado.websocket import WebSocketClosedError
+
         with contextlib.suppress(WebSocketClosedError):
             await self._send(socket, self._hello())
             while True:
@@ -679,11 +686,11 @@ class Connection:
                 return
 
     def _explained(self, error: Exception) -> SharedWidgetsError:
-        where = self.address.url
-        if isinstance(error, HTTPClientError) and error.code in (401, 403):
-            return ServerRefused(f"{where} refused this credential ({error.code}). {discovery.HOW}")
-        if isinstance(error, HTTPClientError) and error.code in (302, 404, 405):
-            return ServerRefused(f"{where} has no sharedwidgets extension (HTTP {error.code}). {discovery.HOW}")
+        where, code = self.address.url, getattr(error, "code", None)
+        if code in (401, 403):
+            return ServerRefused(f"{where} refused this credential ({code}). {discovery.HOW}")
+        if code in (302, 404, 405):
+            return ServerRefused(f"{where} has no sharedwidgets extension (HTTP {code}). {discovery.HOW}")
         return ServerNotFound(f"{where} cannot be reached: {error}. {discovery.HOW}")
 
 
@@ -692,13 +699,13 @@ def _is_final(reason: SharedWidgetsError) -> bool:
     return isinstance(reason, (UnsupportedProtocol, ServerRefused))
 
 
-_shared: dict[tuple[int, str, str], Connection] = {}
+_shared: dict[tuple[str, str], Connection] = {}
 _shared_lock = threading.Lock()
 
 
 def shared(address: Address) -> Connection:
     """The process's connection to a server; made on first use, and again in a forked child."""
-    key = (os.getpid(), address.url, address.credential)
+    key = (address.url, address.credential)
     with _shared_lock:
         connection = _shared.get(key)
         if connection is None or connection.state == "closed":
@@ -706,12 +713,20 @@ def shared(address: Address) -> Connection:
         return connection
 
 
+def _after_fork() -> None:
+    """A forked child has no thread and owns no connection: whatever it links anew gets its own, under a new boot (H7)."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    _shared.clear()
+
+
 def _at_exit() -> None:
     """Send what was written last and wait for the answers; name what has none (H10)."""
-    mine = [connection for (pid, _, _), connection in _shared.items() if pid == os.getpid()]
-    for connection in mine:
+    for connection in list(_shared.values()):
         for room, count in connection.close().items():
             sys.stderr.write(f"sharedwidgets: {count} write(s) to {room!r} were not acknowledged by {connection.address.url}\n")
 
 
 atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

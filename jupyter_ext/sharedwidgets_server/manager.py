@@ -344,12 +344,19 @@ class RoomManager:
             for queue in list(self._queues.values()):
                 queue.look_at_clock(now)
             for token in self.registry.expired(now):
-                queue_gone = self._queues.pop(token, None)
-                if queue_gone is not None:
-                    queue_gone.stop()
-                await self.store.delete(token)
+                await self._forget(token)
             for connection in list(self.connections.values()):
                 self._heartbeat(connection, now)
+
+    async def _forget(self, token: str) -> None:
+        queue = self._queues.pop(token, None)
+        if queue is not None:
+            queue.stop()
+        try:
+            await self.store.delete(token)
+        except Exception:
+            log.exception("the store could not delete %r; it is tried again later", token)
+            self.registry.emptied(token, self.clock())
 
     def _heartbeat(self, connection: Connection, now: float) -> None:
         silent = now - connection.heard
@@ -408,9 +415,17 @@ class RoomQueue:
             while self._inputs or self._due():
                 effects: list[Effect | _Show] = []
                 batch = [self._inputs.popleft() for _ in range(min(BATCH, len(self._inputs)))]
-                for item in batch:
-                    effects += self._decide(room, item)
-                if self._due():
+                broken: _Input | None = None
+                for count, item in enumerate(batch, 1):
+                    try:
+                        effects += self._decide(room, item)
+                    except Exception:
+                        log.exception("%r: deciding %s failed; the room is loaded again", self.token, type(item).__name__)
+                        broken = item
+                        self._inputs.extendleft(reversed(batch[count:]))
+                        del batch[count - 1 :]
+                        break
+                if broken is None and self._due():
                     effects += room.tick(self._manager.now())
                 if await self._append(room, effects):
                     for effect in effects:
@@ -418,6 +433,8 @@ class RoomQueue:
                     self._flush(room)
                 else:
                     room = await self._recover(room, batch, effects)
+                if broken is not None:
+                    room = await self._without(room, broken)
                 self._deadline = room.next_deadline()
                 # Whoever woke in this turn of the loop goes into the next window.
                 await asyncio.sleep(0)
@@ -533,18 +550,45 @@ class RoomQueue:
                 failed = StoreFailed("the room could not be written down; nothing was changed, try again", room=self.token)
                 self._manager.answer(effect.ticket, failed)
         await self._back_off()
-        fresh = await self._load()
-        authors = fresh.adopt(room)
-        self._run = _Run()
-        self._readers = {author.boot: author.audience for author in authors}
-        for effect in fresh.recovered(authors):
-            self._perform(fresh, effect)
+        fresh = await self._reloaded(room)
         again = [
             item
             for item in batch
             if not isinstance(item, _Request) and not (isinstance(item, _FromClient) and isinstance(item.message, Push))
         ]
         self._inputs.extendleft(reversed(again))
+        return fresh
+
+    async def _without(self, room: Room, broken: _Input) -> Room:
+        """An input broke the room's rules for itself, which is a bug: go on from the store, and refuse the input for good."""
+        fresh = await self._reloaded(room)
+        error = SharedWidgetsError("the server failed on this; tell its operator to look into the log", room=self.token)
+        effects: Sequence[Effect] = []
+        match broken:
+            case _FromClient(author=author, message=Push() as push):
+                effects = fresh.refuse(author, push, error, self._manager.now())
+            case _FromClient(author=author, message=message):
+                request = message.id if isinstance(message, Join) else None
+                effects = [Send(author.boot, Failure(id=request, room=self.token, problem=problem(error)))]
+            case _Request(ticket=ticket):
+                effects = [Answer(ticket, error)]
+            case _Look(answer=answer) if not answer.done():
+                answer.set_exception(error)
+            case _:
+                pass
+        if await self._append(fresh, effects):
+            for effect in effects:
+                self._perform(fresh, effect)
+        return fresh
+
+    async def _reloaded(self, room: Room) -> Room:
+        """The room as the store has it, under a new epoch, with everyone who is here brought to it."""
+        fresh = await self._load()
+        authors = fresh.adopt(room)
+        self._run = _Run()
+        self._readers = {author.boot: author.audience for author in authors}
+        for effect in fresh.recovered(authors):
+            self._perform(fresh, effect)
         return fresh
 
     async def _back_off(self) -> None:

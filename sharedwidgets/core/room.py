@@ -293,6 +293,11 @@ class Room:
             return [Answer(ticket, error.located(room=self.token))]
         return [record, Answer(ticket, self.seq)]
 
+    def refuse(self, author: Author, push: Push, error: SharedWidgetsError, now: Now) -> list[Effect]:
+        """Decide a push by refusing it, whatever it holds; nothing happens when it is not its turn."""
+        mark = self.marks.get(author.boot, Mark())
+        return self._refuse(author, push, mark, error, now) if push.n == mark.n + 1 else []
+
     def disconnect(self, boot: str, now: Now) -> list[Effect]:
         """The connection of a boot is gone; its member may come back within `away_seconds`."""
         effects: list[Effect] = []
