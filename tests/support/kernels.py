@@ -1,0 +1,121 @@
+"""Real kernels, started by a real server and driven as a notebook would."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+from sharedwidgets_server.testing import LiveServer
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+Message = dict[str, Any]
+
+
+class Kernel:
+    """One kernel of a server.
+
+    Parameters
+    ----------
+    server : LiveServer
+        Starts it by REST, so that it gets the environment the extension gives.
+    name : str
+        The kernelspec.
+    """
+
+    def __init__(self, server: LiveServer, name: str = "python3") -> None:
+        self.server = server
+        self.id: str = server.ask("POST", "api/kernels", {"name": name})["id"]
+        self.client = BlockingKernelClient(connection_file=str(server.runtime / f"kernel-{self.id}.json"))
+        self.client.load_connection_file()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+
+    def run(self, code: str, timeout: float = 30.0) -> str:
+        """Run a cell to its end; what it printed. Raises `AssertionError` with the traceback when it failed."""
+        printed: list[str] = []
+        answer = self.client.execute_interactive(code, timeout=timeout, output_hook=lambda message: _print(printed, message))
+        content = answer["content"]
+        assert content["status"] == "ok", "\n".join(content.get("traceback", [str(content)]))
+        return "".join(printed)
+
+    def start(self, code: str) -> str:
+        """Begin a cell and do not wait; its message id."""
+        return str(self.client.execute(code))
+
+    def finish(self, message_id: str, timeout: float = 60.0) -> None:
+        """Wait for the end of a cell that was begun."""
+        while True:
+            answer = self.client.get_shell_msg(timeout=timeout)
+            if answer["parent_header"].get("msg_id") == message_id:
+                assert answer["content"]["status"] == "ok", "\n".join(answer["content"].get("traceback", []))
+                return
+
+    def value(self, expression: str) -> Any:
+        """What an expression is in the kernel; through JSON."""
+        answer = self.client.execute_interactive(
+            "import json as _json",
+            timeout=30,
+            output_hook=lambda message: None,
+            user_expressions={"value": f"__import__('json').dumps({expression})"},
+        )
+        told = answer["content"]["user_expressions"]["value"]
+        assert told["status"] == "ok", told
+        text: str = told["data"]["text/plain"]
+        return json.loads(_unquoted(text))
+
+    @contextmanager
+    def listening(self, hear: Callable[[Message], None]) -> Iterator[None]:
+        """Hear everything a page of this kernel would, over the server's websocket."""
+        ready, over = threading.Event(), threading.Event()
+        thread = threading.Thread(target=lambda: asyncio.run(self._listen(hear, ready, over)), daemon=True)
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(10)
+
+    def stop(self) -> None:
+        """Shut the kernel down."""
+        self.client.stop_channels()
+        self.server.ask("DELETE", f"api/kernels/{self.id}")
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.stop()
+
+    async def _listen(self, hear: Callable[[Message], None], ready: threading.Event, over: threading.Event) -> None:
+        url = self.server.url.replace("http", "ws", 1) + f"api/kernels/{self.id}/channels"
+        socket: WebSocketClientConnection = await websocket_connect(HTTPRequest(url, headers=self.server.headers))
+        ready.set()
+        while not over.is_set():
+            try:
+                frame = await asyncio.wait_for(socket.read_message(), 0.05)
+            except (asyncio.TimeoutError, TimeoutError):
+                continue
+            if frame is None:
+                return
+            if isinstance(frame, str):
+                hear(json.loads(frame))
+        socket.close()
+
+
+def _print(printed: list[str], message: Message) -> None:
+    if message["msg_type"] == "stream":
+        printed.append(message["content"]["text"])
+
+
+def _unquoted(text: str) -> str:
+    import ast
+
+    return str(ast.literal_eval(text))
