@@ -125,7 +125,7 @@ class RoomListHandler(RoomsHandler):
 
 
 class RoomHandler(RoomsHandler):
-    """``GET sharedwidgets/api/rooms/{token}``."""
+    """``GET`` and ``DELETE sharedwidgets/api/rooms/{token}``."""
 
     _etag: str | None = None
 
@@ -145,6 +145,14 @@ class RoomHandler(RoomsHandler):
                 "members": [_member(member) for member in view.members],
             }
         )
+
+    @web.authenticated
+    @asks("write")
+    async def delete(self, token: str) -> None:
+        """End a room; its members become private again."""
+        await self.manager.delete(token)
+        self.set_status(204)
+        self.finish()
 
     def compute_etag(self) -> str | None:
         """The revision that was answered; Tornado would hash the body instead."""

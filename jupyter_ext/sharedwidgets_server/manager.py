@@ -119,7 +119,12 @@ class _Look:
     answer: asyncio.Future[RoomView]
 
 
-_Input: TypeAlias = _FromClient | _Disconnected | _CatchUp | _Request | _Look
+@dataclass(frozen=True)
+class _Delete:
+    answer: asyncio.Future[None]
+
+
+_Input: TypeAlias = _FromClient | _Disconnected | _CatchUp | _Request | _Look | _Delete
 
 
 @dataclass(frozen=True)
@@ -301,6 +306,25 @@ class RoomManager:
         finally:
             del self._answers[ticket]
 
+    async def delete(self, token: str) -> None:
+        """End a room: its members are told and become private again; only a new link makes another.
+
+        Raises
+        ------
+        InvalidToken, NoSuchRoom, StoreFailed
+        """
+        await self._exists(token)
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue(token).put(_Delete(answer))
+        await answer
+
+    def left(self, token: str, boots: Sequence[str]) -> None:
+        """These boots do not hold the room any more."""
+        for boot in boots:
+            self.registry.leave(boot, token)
+            if boot in self.connections:
+                self.connections[boot].outbox.forget(token)
+
     async def _exists(self, token: str) -> None:
         check_token(token)
         if await self.store.load(token) is None:
@@ -415,17 +439,20 @@ class RoomQueue:
             while self._inputs or self._due():
                 effects: list[Effect | _Show] = []
                 batch = [self._inputs.popleft() for _ in range(min(BATCH, len(self._inputs)))]
-                broken: _Input | None = None
+                # What cannot be decided with the rest ends the window: a deletion, or an input that breaks the room.
+                last: _Input | None = None
                 for count, item in enumerate(batch, 1):
                     try:
-                        effects += self._decide(room, item)
+                        if not isinstance(item, _Delete):
+                            effects += self._decide(room, item)
+                            continue
                     except Exception:
                         log.exception("%r: deciding %s failed; the room is loaded again", self.token, type(item).__name__)
-                        broken = item
-                        self._inputs.extendleft(reversed(batch[count:]))
-                        del batch[count - 1 :]
-                        break
-                if broken is None and self._due():
+                    last = item
+                    self._inputs.extendleft(reversed(batch[count:]))
+                    del batch[count - 1 :]
+                    break
+                if last is None and self._due():
                     effects += room.tick(self._manager.now())
                 if await self._append(room, effects):
                     for effect in effects:
@@ -433,8 +460,10 @@ class RoomQueue:
                     self._flush(room)
                 else:
                     room = await self._recover(room, batch, effects)
-                if broken is not None:
-                    room = await self._without(room, broken)
+                if isinstance(last, _Delete):
+                    room = await self._deleted(room, last)
+                elif last is not None:
+                    room = await self._without(room, last)
                 self._deadline = room.next_deadline()
                 # Whoever woke in this turn of the loop goes into the next window.
                 await asyncio.sleep(0)
@@ -445,7 +474,7 @@ class RoomQueue:
     def _due(self) -> bool:
         return self._deadline is not None and self._deadline <= self._manager.clock()
 
-    def _decide(self, room: Room, item: _Input) -> Sequence[Effect | _Show]:
+    def _decide(self, room: Room, item: _FromClient | _Disconnected | _CatchUp | _Request | _Look) -> Sequence[Effect | _Show]:
         now = self._manager.now()
         match item:
             case _FromClient():
@@ -580,6 +609,23 @@ class RoomQueue:
             for effect in effects:
                 self._perform(fresh, effect)
         return fresh
+
+    async def _deleted(self, room: Room, item: _Delete) -> Room:
+        """Delete in the store first, then let everyone go; a new room of the token begins empty."""
+        try:
+            await self._manager.store.delete(self.token)
+        except Exception:
+            log.exception("the store could not delete %r", self.token)
+            if not item.answer.done():
+                item.answer.set_exception(StoreFailed("the room could not be deleted; nothing was changed", room=self.token))
+            return room
+        here = list(self._readers)
+        for effect in room.delete():
+            self._perform(room, effect)
+        self._manager.left(self.token, here)
+        if not item.answer.done():
+            item.answer.set_result(None)
+        return await self._load()
 
     async def _reloaded(self, room: Room) -> Room:
         """The room as the store has it, under a new epoch, with everyone who is here brought to it."""

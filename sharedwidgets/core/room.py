@@ -70,6 +70,7 @@ from sharedwidgets.errors import (
     NoSuchRoom,
     OutcomeUnknown,
     RevisionMismatch,
+    RoomGone,
     SharedWidgetsError,
     TooLarge,
 )
@@ -312,6 +313,16 @@ class Room:
             presence.member = msgspec.structs.replace(presence.member, states=tuple(sorted(states)))
             presence.gone_at = now.mono + self.limits.away_seconds
             effects.append(Tell(Members(room=self.token, present=(presence.seen(),))))
+        return effects
+
+    def delete(self) -> list[Effect]:
+        """The room ends, and with it this incarnation: whoever is here is told and let go (H18)."""
+        gone = problem(RoomGone("the room was deleted; link to it again to make a new one", room=self.token))
+        effects: list[Effect] = []
+        for boot in list(self._attached):
+            effects += [Send(boot, Bye(room=self.token, problem=gone)), Detach(boot)]
+        self._attached.clear()
+        self._presences.clear()
         return effects
 
     def tick(self, now: Now) -> list[Effect]:
