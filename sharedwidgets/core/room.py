@@ -381,6 +381,8 @@ class Room:
         effects: list[Effect] = []
         for author in attached:
             mark = self.marks.get(author.boot, Mark())
+            # The store may have taken a refusal whose nack was thrown away: it comes before the snapshot that counts it.
+            effects += [Send(author.boot, nack) for nack in mark.refused]
             effects.append(Send(author.boot, self.snapshot(author.boot, author.audience)))
             effects.append(Send(author.boot, Resend(room=self.token, n=mark.n + 1)))
             self._awaited[author.boot] = mark.n + 1
