@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from support.wire import SCHEMA, Client, World, same_views
 
+from sharedwidgets.core.delta import State, apply_entry, fold
 from sharedwidgets.core.protocol import (
+    Actor,
     Append,
     Delete,
     Entries,
+    Entry,
     Failure,
     Inc,
     Join,
@@ -283,6 +286,26 @@ def test_h13_a_fold_across_a_transaction_is_one_atomic_frame(world: World) -> No
     assert [len(entry.ops) for entry in frame.entries] == [1, 1, 1]
     (news,) = k2.hear()
     assert {change.trait: change.new for change in news.changes} == {"count": 3, "tags": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        Append(state="S", path=("any",), items=(1,)),
+        Set(state="S", path=("any", "a"), value=1),
+        Inc(state="S", path=("any",), by=1),
+    ],
+    ids=["append", "deeper path", "sum"],
+)
+def test_h13_what_something_in_between_builds_on_is_kept(between: Append | Set | Inc) -> None:
+    first: dict[type, object] = {Append: [], Set: {}, Inc: 1}
+    ops = [put("any", first[type(between)]), between, put("any", None)]
+    by = Actor(id="k1", kind="kernel")
+    entries = [Entry(seq=seq, at=0.0, by=by, ops=(op,)) for seq, op in enumerate(ops, 1)]
+    state = State({"any": TraitSchema()}, {"any": None})
+    for entry in fold(entries):
+        apply_entry({"S": state}, entry)
+    assert state.values == {"any": None}
 
 
 def test_h15_a_frame_of_kernel_only_entries_moves_a_pages_cursor(world: World) -> None:
