@@ -66,6 +66,9 @@ test: setup lint unit ## set up, then run every check
 mutants: setup ## break the house on purpose, and see each break caught
 	$(BIN)/python scripts/mutants.py
 
+soak: setup ## the stress tests at full size; writes tests/soak.md
+	$(BIN)/python scripts/soak.py
+
 demo: $(STAMPS)/venv ## two notebooks side by side in JupyterLab, sharing one live state
 	$(BIN)/python scripts/demo.py
 
@@ -75,4 +78,4 @@ bench: setup ## the figures, as medians and ratios
 dist: $(STAMPS)/bundle $(STAMPS)/venv ## wheel and sdist
 	$(BIN)/python -m build --outdir dist
 
-.PHONY: help setup lint unit test mutants demo bench dist
+.PHONY: help setup lint unit test mutants soak demo bench dist
