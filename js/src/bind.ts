@@ -3,8 +3,9 @@
 // Unlike a jslink it knows where a change came from. A change of the target that the kernel sent by comm, an echo of another
 // tab for instance, is no edit: it is put back to the room's value and goes nowhere.
 
-import { cameFromKernel, LinkedModel, type Model } from "./model";
+import { cameFromKernel, LinkedModel, type Model, painted } from "./model";
 import type { Rooms } from "./rooms";
+import { same } from "./values";
 
 /** Ends what it began. */
 export type End = () => void;
@@ -43,16 +44,14 @@ export function bindModels(rooms: Rooms, source: readonly [Model, string], targe
 
   state.on(`change:${trait}`, toTarget);
   widget.on(`change:${name}`, toSource);
-  const unwatch = linked.watch(toTarget);
   toTarget();
   return () => {
     state.off(`change:${trait}`, toTarget);
     widget.off(`change:${name}`, toSource);
-    unwatch();
     linked.close();
   };
 }
 
 function equal(left: unknown, right: unknown): boolean {
-  return left === right || JSON.stringify(left) === JSON.stringify(right);
+  return left === right || same(painted(left), painted(right));
 }

@@ -22,6 +22,10 @@ export const TROUBLES: { readonly [code: string]: { readonly text: string; reado
     text: "Two classes disagree about a trait.",
     next: "Give one of them another state_name, or rename the trait.",
   },
+  "no-such-state": {
+    text: "The room has not told its values yet.",
+    next: "Wait until they are here, or run the cell that links the state, and set it again.",
+  },
   "no-such-trait": { text: "The room has no such trait.", next: "Run the cell that links the state again." },
   "outcome-unknown": { text: "The server was started again.", next: "Look at the value, and set it again if needed." },
   "room-gone": { text: "The room was deleted.", next: "Link to it again to make a new one." },
@@ -101,7 +105,7 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
     const present = [...(room?.replica.members.values() ?? [])].sort((left, right) => left.since - right.since);
     details.hidden = room === null;
     setText(summary, headcount(present));
-    if (members.childElementCount !== present.length || details.open) drawMembers(members, present);
+    drawMembers(members, present);
   };
   const unwatch = linked.watch(draw);
   draw();
@@ -134,7 +138,7 @@ function drawTrouble(box: HTMLElement, problem: Problem | null, offline: string)
     setText(box, offline);
     return;
   }
-  const known = TROUBLES[problem.code] ?? OTHER;
+  const known = (Object.hasOwn(TROUBLES, problem.code) ? TROUBLES[problem.code] : undefined) ?? OTHER;
   setText(box, `${known.text} ${problem.message ? `${problem.message}. ` : ""}${known.next}`);
 }
 
@@ -165,14 +169,12 @@ function drawValues(
 }
 
 function drawMembers(list: HTMLElement, members: readonly Member[]): void {
-  list.replaceChildren(
-    ...members.map((member) => {
-      const item = document.createElement("li");
-      const who = member.name === "" ? member.id.slice(0, 8) : member.name;
-      item.textContent = `${WORDS[member.kind]} ${who}, ${member.user}${member.state === "away" ? " (away)" : ""}`;
-      return item;
-    }),
-  );
+  while (list.childElementCount > members.length) list.lastElementChild?.remove();
+  members.forEach((member, index) => {
+    const who = member.name === "" ? member.id.slice(0, 8) : member.name;
+    const line = `${WORDS[member.kind]} ${who}, ${member.user}${member.state === "away" ? " (away)" : ""}`;
+    setText(list.children[index] ?? child(list, "li"), line);
+  });
 }
 
 const WORDS = { kernel: "kernel", frontend: "page", script: "script" } as const;
@@ -211,6 +213,6 @@ function child<Tag extends keyof HTMLElementTagNameMap>(
   return element;
 }
 
-function setText(element: HTMLElement, text: string): void {
+function setText(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }

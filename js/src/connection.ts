@@ -54,6 +54,9 @@ const BASE_DELAY = 250;
 const MAX_DELAY = 10_000;
 const CEILING = 80 << 20;
 const DEAD_AFTER = 25_000;
+// A connection that lasted so long is no failed try: a server that accepts and ends each one must not be asked without pause.
+const HEALTHY_AFTER = 5_000;
+const MAX_NAME = 256;
 
 /** Keeps one socket to one server. */
 export class Connection {
@@ -61,11 +64,12 @@ export class Connection {
   private readonly boot: string;
   private socket: Socket | null = null;
   private failures = 0;
-  private refused = 0;
+  private withToken = false;
   private said: { problem: Problem; retryAfter: number | null } | null = null;
   private stopRetry: (() => void) | null = null;
   private stopWatch: (() => void) | null = null;
-  private delayed = false;
+  private stopHealthy: (() => void) | null = null;
+  private stopSlow: (() => void) | null = null;
   private queued = false;
 
   constructor(
@@ -83,7 +87,7 @@ export class Connection {
 
   /** There may be something to send. The first change goes at once; those made in the same turn go with it. */
   wake(): void {
-    if (this.queued || this.delayed) return;
+    if (this.queued || this.stopSlow !== null) return;
     this.queued = true;
     queueMicrotask(() => {
       this.queued = false;
@@ -103,8 +107,7 @@ export class Connection {
     this.stopRetry = null;
     this.enter({ kind: "connecting" });
     // A browser cannot put a token into a header of a socket; it goes into the URL only where the cookie was refused.
-    const withToken = this.refused % 2 === 1 && this.place.token !== null;
-    const url = withToken
+    const url = this.withToken
       ? `${this.place.socketUrl}?token=${encodeURIComponent(this.place.token ?? "")}`
       : this.place.socketUrl;
     const socket = this.host.open(url, SUBPROTOCOL);
@@ -130,7 +133,7 @@ export class Connection {
       kind: "frontend",
       member: known?.member ?? null,
       secret: known?.secret ?? null,
-      name: this.host.title().slice(0, 256),
+      name: nameOf(this.host.title()),
       kernel_id: null,
       rooms: this.speaker.hello(),
     });
@@ -155,8 +158,10 @@ export class Connection {
     }
     switch (message.type) {
       case "welcome":
-        this.failures = 0;
-        this.refused = 0;
+        this.withToken = false;
+        this.stopHealthy = this.host.after(HEALTHY_AFTER, () => {
+          this.failures = 0;
+        });
         this.host.remember(message.member, message.secret);
         this.enter({ kind: "live", welcome: message });
         this.flush();
@@ -167,9 +172,9 @@ export class Connection {
       case "pong":
         break;
       case "slow":
-        this.delayed = true;
-        this.host.after(message.delay * 1000, () => {
-          this.delayed = false;
+        this.stopSlow?.();
+        this.stopSlow = this.host.after(message.delay * 1000, () => {
+          this.stopSlow = null;
           this.flush();
         });
         break;
@@ -185,7 +190,7 @@ export class Connection {
 
   private flush(): void {
     const { current, socket } = this;
-    if (current.kind !== "live" || socket === null || this.delayed) return;
+    if (current.kind !== "live" || socket === null || this.stopSlow !== null) return;
     for (const message of this.speaker.due(current.welcome.limits.in_flight_pushes)) this.post(socket, message);
   }
 
@@ -198,6 +203,9 @@ export class Connection {
     if (socket !== this.socket) return;
     this.socket = null;
     this.stopWatch?.();
+    this.stopHealthy?.();
+    this.stopSlow?.();
+    this.stopSlow = null;
     this.speaker.lost();
     if (this.said !== null || opened) {
       const said = this.said;
@@ -207,14 +215,13 @@ export class Connection {
       );
       return;
     }
-    // A browser sees only that it was refused, not why: ask where the answer can be read.
-    this.refused += 1;
-    if (this.refused === 1 && this.place.token !== null) {
-      this.open();
-      return;
-    }
+    // A browser sees only that there is no socket, not why: ask where the answer can be read.
     void this.host.get(`${this.place.baseUrl}sharedwidgets/api/me`).then(({ status }) => {
-      if (this.socket === null && this.stopRetry === null) this.offline(...explained(status, this.place.baseUrl));
+      if (this.socket !== null || this.stopRetry !== null) return;
+      // Somebody is there, and the cookie did not do. A server that is away refused nothing: the token stays where it is.
+      this.withToken = !this.withToken && this.place.token !== null && (status === 200 || status === 401 || status === 403);
+      if (this.withToken) this.open();
+      else this.offline(...explained(status, this.place.baseUrl));
     });
   }
 
@@ -226,7 +233,7 @@ export class Connection {
         ? FIRST_DELAY
         : Math.min(MAX_DELAY, BASE_DELAY * 2 ** (this.failures - 1));
     this.failures += 1;
-    const wait = Math.max((retryAfter ?? 0) * 1000, this.host.random() * ceiling);
+    const wait = (retryAfter ?? 0) * 1000 + this.host.random() * ceiling;
     this.stopRetry = this.host.after(wait, () => this.open());
   }
 
@@ -240,7 +247,13 @@ export class Connection {
     this.stopWatch?.();
     const { current, socket } = this;
     const patience = current.kind === "live" ? current.welcome.limits.dead_seconds * 1000 : DEAD_AFTER;
-    this.stopWatch = this.host.after(patience, () => socket?.close());
+    this.stopWatch = this.host.after(patience, () => {
+      if (socket === null) return;
+      this.said = { problem: problemOf("silent", "nothing was heard for too long"), retryAfter: null };
+      socket.close();
+      // Over a dead network the socket's own end may be long in coming.
+      this.closed(socket, true);
+    });
   }
 }
 
@@ -255,7 +268,15 @@ function explained(status: number, baseUrl: string): [Problem, null, boolean] {
   if (status === 401 || status === 403) {
     return [problemOf("forbidden", "the server does not let this page in; log in again, or ask its operator"), null, true];
   }
-  return [problemOf("server-not-found", "the server does not answer; it is tried again"), null, false];
+  const why = status === 200 ? "it answers, but no websocket reaches it: is there a proxy in between?" : "it does not answer";
+  return [problemOf("silent", why), null, false];
+}
+
+/** A title as a name on the wire: well-formed, and cut where a character ends. */
+function nameOf(title: string): string {
+  return Array.from(title.replace(/\p{Cs}/gu, "\ufffd"))
+    .slice(0, MAX_NAME)
+    .join("");
 }
 
 export function problemOf(code: string, message: string): Problem {

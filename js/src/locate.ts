@@ -12,20 +12,21 @@ export interface Place {
 /** The server of this page: JupyterLab, Notebook and Voilà say it in a config element, NbClassic on the body. */
 export function locate(document: Document, href: string): Place | null {
   const config = configOf(document);
-  const base = config.baseUrl ?? document.body?.dataset.baseUrl;
-  if (base === undefined) return null;
-  const baseUrl = withSlash(new URL(base, href)).href;
+  const base = folder(config.baseUrl ?? document.body?.dataset.baseUrl, href);
+  const socketBase = folder(config.wsUrl || base?.href, href);
+  if (base === null || socketBase === null) return null;
   const token = config.token ?? document.body?.dataset.jupyterApiToken ?? "";
-  const wsBase = config.wsUrl ? withSlash(new URL(config.wsUrl, href)) : new URL(baseUrl);
-  const socket = new URL("sharedwidgets/ws", wsBase);
+  const socket = new URL("sharedwidgets/ws", socketBase);
   if (socket.protocol === "http:") socket.protocol = "ws:";
   if (socket.protocol === "https:") socket.protocol = "wss:";
-  return { baseUrl, socketUrl: socket.href, token: token || null };
+  return { baseUrl: base.href, socketUrl: socket.href, token: token || null };
 }
 
 function configOf(document: Document): Record<string, string> {
   try {
-    const parsed: unknown = JSON.parse(document.getElementById("jupyter-config-data")?.textContent ?? "{}");
+    // A script element: outputs of a notebook may hold any other kind, with any id, also where nobody trusts them.
+    const element = document.querySelector("script#jupyter-config-data");
+    const parsed: unknown = JSON.parse(element?.textContent ?? "{}");
     const entries = typeof parsed === "object" && parsed !== null ? Object.entries(parsed) : [];
     return Object.fromEntries(entries.filter((entry): entry is [string, string] => typeof entry[1] === "string"));
   } catch {
@@ -33,7 +34,14 @@ function configOf(document: Document): Record<string, string> {
   }
 }
 
-function withSlash(url: URL): URL {
-  if (!url.pathname.endsWith("/")) url.pathname += "/";
-  return url;
+/** A URL with a slash at its end; null for what no server can be at. */
+function folder(text: string | undefined, href: string): URL | null {
+  if (text === undefined) return null;
+  try {
+    const url = new URL(text, href);
+    if (!url.pathname.endsWith("/")) url.pathname += "/";
+    return /^(http|ws)s?:$/.test(url.protocol) ? url : null;
+  } catch {
+    return null;
+  }
 }

@@ -38,6 +38,8 @@ export class LinkedModel {
   trouble: Problem | null = null;
   private leave: (() => void) | null = null;
   private applying = false;
+  /** What each attribute was when it was last in order: what an edit that cannot be is put back to while the room has no value. */
+  private readonly shown = new Map<string, unknown>();
   private readonly watchers = new Set<Watcher>();
   private readonly ends: (() => void)[] = [];
 
@@ -46,8 +48,12 @@ export class LinkedModel {
     private readonly rooms: Rooms,
   ) {
     this.facts = factsOf(model);
-    this.listen("change:_link", () => this.relink());
-    this.relink();
+    this.listen("change:_link", (source) => {
+      this.unlink(source);
+      this.facts = factsOf(this.model);
+      this.link();
+    });
+    this.link();
   }
 
   /** Call back when anything the card shows has changed; returns what ends it. */
@@ -57,9 +63,7 @@ export class LinkedModel {
   }
 
   close(): void {
-    this.leave?.();
-    this.leave = null;
-    this.room = null;
+    this.unlink(null);
     for (const end of this.ends.splice(0)) end();
     this.watchers.clear();
   }
@@ -72,29 +76,33 @@ export class LinkedModel {
     return facts.traits.map((trait) => [trait, painted(this.model.get(trait))]);
   }
 
-  private relink(): void {
-    const facts = factsOf(this.model);
-    const moved = facts.room !== this.facts.room || facts.state !== this.facts.state;
-    this.facts = facts;
-    if (moved || facts.room === "") {
-      this.leave?.();
-      this.leave = null;
-      this.room = null;
-      this.trouble = null;
-      for (const end of this.ends.splice(1)) end();
-    }
-    if (facts.room !== "" && this.room === null) {
+  private link(): void {
+    const { room: token, state, traits } = this.facts;
+    if (token !== "") {
       try {
-        const { room, leave } = this.rooms.enter(facts.room, facts.state, (told) => this.hear(told));
+        const { room, leave } = this.rooms.enter(token, state, (told) => this.hear(told));
         this.room = room;
         this.leave = leave;
-        for (const trait of facts.traits) this.listen(`change:${trait}`, (source) => this.changed(trait, source));
-        this.show(facts.traits);
+        for (const trait of traits) {
+          this.shown.set(trait, this.model.get(trait));
+          this.listen(`change:${trait}`, (source) => this.changed(trait, source));
+        }
+        this.show(traits);
       } catch (error) {
         this.trouble = explain(error);
       }
     }
     this.notify();
+  }
+
+  private unlink(source: unknown): void {
+    this.leave?.();
+    this.leave = null;
+    this.room = null;
+    this.trouble = null;
+    this.shown.clear();
+    for (const end of this.ends.splice(1)) end();
+    forgetUnsaved(source, this.facts.traits);
   }
 
   private hear(told: Told): void {
@@ -104,9 +112,7 @@ export class LinkedModel {
       this.room = null;
     } else if (told.kind === "trouble") {
       this.trouble = told.problem;
-    } else if (told.kind === "link") {
-      if (told.link.kind === "live") this.trouble = null;
-    } else {
+    } else if (told.kind === "news") {
       const mine = told.news.changes.filter((change) => change.state === this.facts.state);
       this.show(told.news.defined ? this.facts.traits : mine.map((change) => change.trait));
       const refused = told.news.refused.find(({ ops }) => ops.some((op) => op.state === this.facts.state));
@@ -119,34 +125,58 @@ export class LinkedModel {
   /** Put the room's values into the model's attributes; views and jslinks follow. */
   private show(traits: readonly string[]): void {
     for (const trait of traits) {
-      const value = this.view(trait);
-      if (value !== undefined && !same(painted(this.model.get(trait)), value)) this.put(trait, value);
+      // A room may hold traits this class does not share, under any name; `_esm` for one is code when it is an attribute.
+      const value = this.facts.traits.includes(trait) ? this.view(trait) : undefined;
+      if (value !== undefined && !same(painted(this.model.get(trait)), value)) this.put(trait, attribute(value));
     }
   }
 
-  private put(trait: string, value: Value): void {
+  private put(trait: string, raw: unknown): void {
     const outer = this.applying;
     this.applying = true;
     try {
-      this.model.set(trait, attribute(value));
+      this.model.set(trait, raw);
+    } catch (error) {
+      // A handler of the user's failed; the attribute is set, and the other traits are still to come.
+      reportError(error);
     } finally {
       this.applying = outer;
     }
   }
 
-  /** An attribute changed: by this file, by the kernel's comm, or by someone on this page. */
+  /**
+   * An attribute changed: by this file, by the kernel's comm, or by someone on this page.
+   *
+   * An edit made before the room has told its values is undone at once, and said so. It is not kept until they come: what is
+   * painted may be old, and an edit of an old value must not win over what others wrote since. Paint always loses to the room.
+   */
   private changed(trait: string, source: unknown): void {
-    const held = this.view(trait);
-    if (this.applying || this.room === null) return;
-    if (held === undefined || cameFromKernel(source)) {
-      if (held !== undefined) this.put(trait, held);
-      return;
+    if (this.room === null) return;
+    if (!this.applying) {
+      const held = this.view(trait);
+      // An edit is compared with what was shown: for a long int that is less than the room holds.
+      const shown = held === undefined ? this.shown.get(trait) : attribute(held);
+      if (!cameFromKernel(source)) {
+        if (!this.taken(this.room, trait, shown)) return;
+      } else if (held !== undefined) {
+        this.put(trait, shown);
+        return;
+      }
     }
+    this.shown.set(trait, this.model.get(trait));
+  }
+
+  /** Take an edit to the room; one it does not take is undone, and everyone of the room is told. */
+  private taken(room: PageRoom, trait: string, shown: unknown): boolean {
     try {
-      this.room.assign(this.facts.state, trait, held, normalise(this.model.get(trait)));
+      const value = normalise(this.model.get(trait));
+      const before = painted(shown);
+      if (!same(value, before)) room.assign(this.facts.state, trait, before, value);
+      return true;
     } catch (error) {
-      this.put(trait, held);
-      this.room.tell({ kind: "trouble", problem: explain(error) });
+      this.put(trait, shown);
+      room.tell({ kind: "trouble", problem: explain(error) });
+      return false;
     }
   }
 
@@ -174,6 +204,15 @@ export class LinkedModel {
 export function cameFromKernel(source: unknown): boolean {
   const lock = (source as { _state_lock?: unknown } | null)?._state_lock;
   return lock !== null && lock !== undefined;
+}
+
+/**
+ * ipywidgets sends with the next save whatever was set since the last one. The room's values are not for the kernel: it drops
+ * them while it is linked, and after that would take them for its own. The attribute is private to ipywidgets.
+ */
+function forgetUnsaved(source: unknown, traits: readonly string[]): void {
+  const { _buffered_state_diff: unsaved = {} } = (source ?? {}) as { _buffered_state_diff?: Record<string, unknown> };
+  for (const trait of traits) delete unsaved[trait];
 }
 
 /** A value as a model attribute: bytes are what ipywidgets makes of a buffer, and a long int is as near as a number gets. */

@@ -8,6 +8,7 @@ import { Rooms } from "./rooms";
 
 const SLOT = Symbol.for("sharedwidgets.v1");
 const MEMBER_KEY = "sharedwidgets.v1.member";
+const GET_TIMEOUT = 10_000;
 
 /** The rooms of this page; made on first use. */
 export function pageRooms(): Rooms {
@@ -28,7 +29,8 @@ function browser(): Host {
   return {
     open: openSocket,
     get: (url) =>
-      fetch(url, { credentials: "same-origin" }).then(
+      // Without a limit a server that hangs would keep the page from trying again.
+      fetch(url, { credentials: "same-origin", signal: AbortSignal.timeout(GET_TIMEOUT) }).then(
         ({ status }) => ({ status }),
         () => ({ status: 0 }),
       ),

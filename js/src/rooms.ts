@@ -1,11 +1,14 @@
 // The rooms of a page: one replica per token, fed by the page's one connection, read by any number of views.
 
 import { Connection, type Host, type LinkState, problemOf, type Speaker } from "./connection";
-import { SharedWidgetsError } from "./errors";
+import type { SharedWidgetsError } from "./errors";
 import type { Place } from "./locate";
-import type { Downstream, Hello, Op, Problem, Upstream } from "./protocol";
+import { type Downstream, type Hello, type Op, type Problem, type Resume, type Upstream, write } from "./protocol";
 import { type News, Replica } from "./replica";
-import { checkToken, type Value } from "./values";
+import { checkToken, size, type Value } from "./values";
+
+// A server reads no more than 64 KiB of one it does not know yet.
+const HELLO_ROOM_BYTES = 48 << 10;
 
 /** What a view hears of: news from the room, a state of the link, or the end of the room. */
 export type Told =
@@ -48,7 +51,15 @@ export class PageRoom {
   }
 
   tell(told: Told): void {
-    for (const listener of [...this.listeners]) listener(told);
+    for (const listener of [...this.listeners]) {
+      if (!this.listeners.has(listener)) continue;
+      try {
+        listener(told);
+      } catch (error) {
+        // Listeners set attributes, and so run the code of any widget: its faults are not those of the others.
+        reportError(error);
+      }
+    }
   }
 }
 
@@ -56,7 +67,7 @@ export class PageRoom {
 export class Rooms implements Speaker {
   private readonly open = new Map<string, PageRoom>();
   private readonly control: Upstream[] = [];
-  private readonly requests = new Map<number, { room: string; state: string }>();
+  private readonly requests = new Map<number, string>();
   private nextId = 1;
   private readonly connection: Connection | null;
 
@@ -104,13 +115,20 @@ export class Rooms implements Speaker {
   hello(): Hello["rooms"] {
     this.control.length = 0;
     this.requests.clear();
-    const live: PageRoom[] = [];
+    const resumes: Resume[] = [];
+    let bytes = 0;
     for (const room of this.open.values()) {
-      if (room.states.size === 0 && room.replica.undecided === 0) this.open.delete(room.token);
-      else if (room.replica.live) live.push(room);
-      else for (const state of room.states.keys()) this.join(room, state);
+      if (room.states.size === 0 && room.replica.undecided === 0) {
+        this.open.delete(room.token);
+      } else if (room.replica.live) {
+        const resume = room.replica.position([...room.states.keys()]);
+        bytes += size(write(resume));
+        (bytes < HELLO_ROOM_BYTES ? resumes : this.control).push(resume);
+      } else {
+        for (const state of room.states.keys()) this.join(room, state);
+      }
     }
-    return live.map((room) => room.replica.position([...room.states.keys()]));
+    return resumes;
   }
 
   due(inFlight: number): Upstream[] {
@@ -149,7 +167,7 @@ export class Rooms implements Speaker {
         return;
       }
       case "joined":
-        this.requests.delete(message.id);
+        this.joined(message.id, message.room);
         return;
       case "error":
         this.refused(message.id, message.room, message.problem);
@@ -159,9 +177,9 @@ export class Rooms implements Speaker {
     }
   }
 
-  private join(room: PageRoom, state: string): void {
+  private join(room: PageRoom, state: string | null): void {
     const id = this.nextId++;
-    this.requests.set(id, { room: room.token, state });
+    this.requests.set(id, room.token);
     const resume = room.replica.live ? room.replica.position() : null;
     this.control.push({ type: "join", id, room: room.token, state, schema: null, values: null, resume });
   }
@@ -178,18 +196,32 @@ export class Rooms implements Speaker {
     this.wake();
   }
 
+  private joined(id: number, token: string): void {
+    this.requests.delete(id);
+    const room = this.open.get(token);
+    if (room === undefined || room.trouble === null) return;
+    room.trouble = null;
+    room.tell({ kind: "link", link: this.link });
+  }
+
   private refused(id: number | null, token: string | null, problem: Problem): void {
-    const request = id === null ? undefined : this.requests.get(id);
+    const asked = id === null ? undefined : this.requests.get(id);
     if (id !== null) this.requests.delete(id);
-    const room = this.open.get(request?.room ?? token ?? "");
+    const room = this.open.get(asked ?? token ?? "");
     if (room === undefined) return;
-    if (request === undefined && problem.code === "no-such-room") {
-      // The server lost the room; a page cannot make it, but waits for who can.
-      for (const state of room.states.keys()) this.join(room, state);
+    if (asked === undefined && problem.code === "no-such-room") {
+      this.enterAgain(room);
       return;
     }
     room.trouble = problem;
-    room.tell({ kind: "trouble", problem });
+    room.tell({ kind: "link", link: this.link });
+  }
+
+  /** The server lost the room: a page cannot make it, but waits for who can. Every push under way is answered so; one join does. */
+  private enterAgain(room: PageRoom): void {
+    if ([...this.requests.values()].includes(room.token)) return;
+    if (room.states.size === 0) this.join(room, null);
+    for (const state of room.states.keys()) this.join(room, state);
   }
 
   private ended(token: string, problem: Problem): void {
@@ -202,8 +234,10 @@ export class Rooms implements Speaker {
   }
 }
 
-/** The message of an error that an assignment raised, or the error itself when it is not ours. */
+/** An error of ours as a problem; thrown again when it is not ours. */
 export function explain(error: unknown): Problem {
-  if (!(error instanceof SharedWidgetsError)) throw error;
-  return { code: error.code, message: error.message, state: error.state, path: error.path, expected: error.expected };
+  // The class is no test: where the kernel gave the module each model has its own copy, and one of them has the page's rooms.
+  if (!(error instanceof Error && "code" in error && "path" in error)) throw error;
+  const { code, message, state, path, expected } = error as SharedWidgetsError;
+  return { code, message, state, path, expected };
 }

@@ -1,13 +1,18 @@
 // What every widget model carries: it loads the page module from the server, under the hash of its content, and where no
 // server has it, asks the kernel for it. Nothing waits: anywidget gives up on a model after two seconds.
 let loaded;
-function load(model) {
-  const config = document.getElementById("jupyter-config-data");
+async function served() {
+  // A script element: an output of the notebook may have any id, and must not say where code comes from.
+  const config = document.querySelector("script#jupyter-config-data");
   const base = (config ? JSON.parse(config.textContent).baseUrl : document.body.dataset.baseUrl) || "/";
-  loaded ??= import(new URL(`${base}static/sharedwidgets/__FILE__`, location.href)).catch(
+  return import(new URL(`${base}static/sharedwidgets/__FILE__`, location.href));
+}
+function load(model) {
+  loaded ??= served().catch(
     () =>
       new Promise((resolve) => {
-        model.on("msg:custom", ({ sharedwidgets_module: text }) => {
+        model.on("msg:custom", (content) => {
+          const text = content?.sharedwidgets_module;
           if (text) resolve(import(URL.createObjectURL(new Blob([text], { type: "text/javascript" }))));
         });
         model.send({ sharedwidgets: "module" });

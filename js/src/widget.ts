@@ -27,11 +27,11 @@ export function initializeBinding({ model }: { model: Model }): Cleanup {
   let end: Cleanup | null = null;
   let closed = false;
   const [source, target] = [endOf(model, "source"), endOf(model, "target")];
-  void Promise.all([model.widget_manager.get_model(source.id), model.widget_manager.get_model(target.id)]).then(
-    ([state, widget]) => {
+  Promise.all([model.widget_manager.get_model(source.id), model.widget_manager.get_model(target.id)])
+    .then(([state, widget]) => {
       if (!closed) end = bindModels(pageRooms(), [state, source.name], [widget, target.name]);
-    },
-  );
+    })
+    .catch(reportError);
   return () => {
     closed = true;
     end?.();
