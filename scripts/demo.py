@@ -73,32 +73,13 @@ class Demo:
 
     def start(self, *arguments: str) -> None:
         """Start the server and wait until it answers."""
-        jupyter = [sys.executable, "-m", "jupyter"]
-        layout = self.folder / "layout.json"
-        layout.write_text(json.dumps(_layout(self.names)))
-        subprocess.run(
-            [*jupyter, "lab", "workspaces", "import", str(layout), "--name", WORKSPACE],
-            env=self.environ,
-            check=True,
-            capture_output=True,
-        )
         root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        log = (self.folder / "server.log").open("wb")
-        self.server = subprocess.Popen(
-            [
-                *jupyter,
-                "lab",
-                "--no-browser",
-                f"--IdentityProvider.token={self.token}",
-                f"--ServerApp.root_dir={self.root}",
-                *root,
-                *arguments,
-            ],
-            env=self.environ,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "jupyter", "lab", "--no-browser"]
+        command += [f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.root}"]
+        with (self.folder / "server.log").open("wb") as log:
+            self.server = subprocess.Popen(
+                [*command, *root, *arguments], env=self.environ, stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + START_SECONDS
         while not self.base:
             if self.server.poll() is not None or time.monotonic() > deadline:
@@ -108,12 +89,23 @@ class Demo:
                 if facts.get("pid") == self.server.pid and self._answers(facts["url"]):
                     self.base = facts["url"]
             time.sleep(0.05)
+        if self.names:
+            self.arrange(WORKSPACE, self.names)
+
+    def arrange(self, workspace: str, names: list[str]) -> None:
+        """Lay a workspace out: these notebooks side by side, nothing else."""
+        self.ask("PUT", f"lab/api/workspaces/{workspace}", **_layout(workspace, names))
 
     def run_notebooks(self) -> None:
         """Start a kernel for each notebook, run every cell, and write the outputs into the notebook."""
-        for name in self.names:
-            session = self.ask("POST", "api/sessions", path=name, name=name, type="notebook", kernel={"name": "python3"})
-            self._run(self.root / name, session["kernel"]["id"])
+        kernels = {name: self.start_kernel(name) for name in self.names}
+        for name, kernel_id in kernels.items():
+            self.run(name, kernel_id)
+
+    def start_kernel(self, name: str) -> str:
+        """Start the kernel of a notebook; its id."""
+        session = self.ask("POST", "api/sessions", path=name, name=name, type="notebook", kernel={"name": "python3"})
+        return str(session["kernel"]["id"])
 
     def ask(self, method: str, where: str, **body: Any) -> Any:
         """A REST call to the server."""
@@ -137,13 +129,17 @@ class Demo:
                 self.server.kill()
                 self.server.wait()
 
-    def _run(self, path: Path, kernel_id: str) -> None:
+    def run(self, name: str, kernel_id: str) -> None:
+        """Run every cell of a notebook but those tagged ``by-hand``, and write the outputs into it."""
+        path = self.root / name
         client = BlockingKernelClient(connection_file=str(self.runtime / f"kernel-{kernel_id}.json"))
         client.load_connection_file()
-        client.start_channels()
+        # Without heartbeats: on a loaded machine a late one would be taken for the kernel's death.
+        client.start_channels(hb=False)
         client.wait_for_ready(timeout=START_SECONDS)
         notebook = nbformat.read(path, as_version=4)
-        for count, cell in enumerate([cell for cell in notebook.cells if cell.cell_type == "code"], 1):
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code" and "by-hand" not in cell.metadata.get("tags", ())]
+        for count, cell in enumerate(cells, 1):
             outputs: list[Any] = []
             answer = client.execute_interactive(
                 cell.source, timeout=CELL_SECONDS, output_hook=lambda message, outputs=outputs: _collect(outputs, message)
@@ -154,8 +150,9 @@ class Demo:
         client.stop_channels()
         nbformat.write(notebook, path)
         # Signed under the same data directory, or Lab shows widgets as text.
-        os.environ.update({name: value for name, value in self.environ.items() if name.startswith("JUPYTER")})
-        NotebookNotary().sign(notebook)
+        notary = NotebookNotary(data_dir=self.environ["JUPYTER_DATA_DIR"])
+        notary.sign(notebook)
+        notary.store.close()
 
     def _answers(self, url: str) -> bool:
         request = urllib.request.Request(url + "api/status", headers={"Authorization": f"token {self.token}"})
@@ -171,7 +168,7 @@ def _collect(outputs: list[Any], message: dict[str, Any]) -> None:
         outputs.append(nbformat.v4.output_from_msg(message))
 
 
-def _layout(names: list[str]) -> dict[str, Any]:
+def _layout(workspace: str, names: list[str]) -> dict[str, Any]:
     tabs = [{"type": "tab-area", "currentIndex": 0, "widgets": [f"notebook:{name}"]} for name in names]
     dock = {"type": "split-area", "orientation": "horizontal", "sizes": [1 / len(names)] * len(names), "children": tabs}
     side = {"collapsed": True, "visible": True, "widgets": [], "widgetStates": {}}
@@ -187,7 +184,7 @@ def _layout(names: list[str]) -> dict[str, Any]:
     }
     for name in names:
         data[f"notebook:{name}"] = {"data": {"path": name, "factory": "Notebook"}}
-    return {"data": data, "metadata": {"id": WORKSPACE}}
+    return {"data": data, "metadata": {"id": workspace}}
 
 
 def main() -> None:

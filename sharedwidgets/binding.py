@@ -17,12 +17,18 @@ class Binding(AnyWidget):
 
     _esm = bundle.stub()
     _binding = t.Bool(True).tag(sync=True)
+    # It has no view: at the end of a cell it is one line of text.
+    _view_name = t.Unicode(None, allow_none=True).tag(sync=True)  # type: ignore[assignment]
     source: t.List[str] = t.List().tag(sync=True)
     target: t.List[str] = t.List().tag(sync=True)
 
-    def __init__(self, **traits: Any) -> None:
+    def __init__(self, ends: str = "", **traits: Any) -> None:
         super().__init__(**traits)
+        self._ends = ends
         self.on_msg(send_module)
+
+    def __repr__(self) -> str:
+        return f"<Binding {self._ends}>"
 
     def unlink(self) -> None:
         """Let the two go their own ways again."""
@@ -62,4 +68,8 @@ def bind(source: tuple[Widget, str], target: tuple[Widget, str]) -> Binding:
             raise TypeError(f"{type(widget).__name__} sends no {name!r} to pages; it sends {there}")
     if trait not in state._link["traits"]:
         raise TypeError(f"{trait!r} is not shared; link it with ipywidgets.jslink")
-    return Binding(source=[f"IPY_MODEL_{state.model_id}", trait], target=[f"IPY_MODEL_{target[0].model_id}", target[1]])
+    return Binding(
+        f"{state._class_name()}.{trait} ↔ {type(target[0]).__name__}.{target[1]}",
+        source=[f"IPY_MODEL_{state.model_id}", trait],
+        target=[f"IPY_MODEL_{target[0].model_id}", target[1]],
+    )

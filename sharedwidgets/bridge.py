@@ -7,16 +7,17 @@ with what its author saw, and an older value never replaces a newer one, whichev
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from traitlets import TraitError
-
-from sharedwidgets.connection import Connection, Session
+from sharedwidgets import host
+from sharedwidgets.connection import Connection, Session, Written
 from sharedwidgets.core.protocol import Actor, Op, Problem
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
 from sharedwidgets.core.values import Value, same
@@ -37,6 +38,28 @@ class Shown:
 
     value: Value
     version: int
+
+
+@dataclass(frozen=True)
+class _Put:
+    """A value that was put into a trait and that the class's own validators have not seen yet."""
+
+    trait: str
+    old: Any
+    raw: Any
+    before: Shown
+    shown: Shown
+    origin: ChangeOrigin
+    actor: Actor | None
+    # Nothing came of the trait; it is looked at once more because something else changed.
+    again: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """There is something new of a trait; gone when that is put in, unless more has come meanwhile."""
+
+    origin: ChangeOrigin
 
 
 @dataclass(frozen=True)
@@ -61,7 +84,10 @@ class Owner(Protocol):
         """The value as the trait's own type takes it, or `TraitError`."""
 
     def _cross_checked(self, name: str, value: Any) -> Any:
-        """The value as the class's validators take it, or `TraitError`."""
+        """The value as the class's validators take it, or what they raise."""
+
+    def _class_name(self) -> str:
+        """What the user calls the class."""
 
     def _tell(self, event: Event) -> None:
         """Tell observers."""
@@ -85,23 +111,48 @@ class Bridge:
         The shared traits of the owner's class.
     mode : "main" or "thread"
         Where news reach the owner's observers.
+    context : contextvars.Context, optional
+        In which they run; a copy of the caller's by default.
     """
 
-    def __init__(self, owner: Owner, session: Session, state: str, traits: Mapping[str, SharedTrait], mode: Mode) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        session: Session,
+        state: str,
+        traits: Mapping[str, SharedTrait],
+        mode: Mode,
+        context: contextvars.Context | None = None,
+    ) -> None:
         self.owner = owner
         self.session = session
         self.connection: Connection = session.connection
         self.state = state
         self.traits = traits
-        self.delivery = Delivery(self.show, mode)
+        self.delivery = Delivery(
+            self.show,
+            mode,
+            context,
+            name=owner._class_name(),
+            later=lambda seconds, task: self.connection.later(task, seconds),
+        )
+        # Traits that show another value than the room holds, as this class does not take that one; and why.
         self.invalid: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._lock = host.leaf_lock()
         self._shown: dict[str, Shown] = {}
-        self._dirty: dict[str, ChangeOrigin] = {}
+        self._dirty: dict[str, _Mark] = {}
+        # Put in and not validated, and what is still to be told: both outlive an observer that raises (H34).
+        self._fresh: deque[_Put] = deque()
+        self._events: deque[Event] = deque()
+        # Refused by a validator; asked again when other traits have changed.
+        self._unfit: set[str] = set()
+        self._over = False
         self._refused: list[Refused] = []
         self._ended: Problem | None = None
         # While above 0 nothing remote is put into the owner: it is in a hold or a transaction (H3).
         self._holds = 0
+        # Nor while an own write is between its op and what it shows.
+        self._writing = 0
         # While grouping: what each trait showed before its first write in the group, and those said again unchanged.
         self._group: dict[str, Value] | None = None
         self._said_again: set[str] = set()
@@ -120,33 +171,74 @@ class Bridge:
         self.connection.check_usable()
         return self.traits[trait].to_wire(new, self.owner)
 
-    def write(self, trait: str, raw: Any, value: Value) -> None:
-        """An assignment was made: show it, and send what differs from what its author saw."""
+    def write(self, trait: str, raw: Any, value: Value) -> list[Callable[[], None]]:
+        """An assignment was made: show it, and send what differs from what its author saw.
+
+        Returns
+        -------
+        list of callable
+            What other objects of this process do about it, once the author has told its own observers.
+        """
         self._local.wrote = True
         with self._lock:
-            before = self._shown[trait]
+            before = self._shown[trait].value
             if self._group is not None:
-                self._group.setdefault(trait, before.value)
+                self._group.setdefault(trait, before)
                 self._shown[trait] = Shown(value, UNSEEN)
-                return
-        with self.connection.lock:
-            ops = self.session.replica.assign(self.state, trait, before.value, value)
-        if ops:
-            self.connection.write(self.session, ops, group=len(ops) > 1, author=self.hear)
-        self._put_own(trait, raw, value)
+                return []
+        return self._send(trait, raw, before, value)
 
-    def write_again(self, trait: str, raw: Any) -> None:
-        """The shown value was assigned once more: a write only when the room has moved on under it (H1)."""
+    def write_again(self, trait: str, raw: Any) -> list[Callable[[], None]]:
+        """The shown object was assigned once more: a write when the room has moved on under it (H1), or it was changed."""
         value = self.check(trait, raw)
-        with self.connection.lock:
-            ops = self.session.replica.assign(self.state, trait, value, value)
         with self._lock:
+            before = self._shown[trait].value
             if self._group is not None:
-                self._said_again.add(trait)
-                return
-        if ops:
-            self.connection.write(self.session, ops, author=self.hear)
-            self._put_own(trait, raw, value)
+                if same(before, value):
+                    self._said_again.add(trait)
+                else:
+                    self._group.setdefault(trait, before)
+                    self._shown[trait] = Shown(value, UNSEEN)
+                return []
+        return self._send(trait, raw, before, value)
+
+    def _send(self, trait: str, raw: Any, before: Value, value: Value) -> list[Callable[[], None]]:
+        self.connection.wait_for_room(self.session)
+        with self._lock:
+            self._writing += 1
+        try:
+            with self.connection.lock:
+                ops = self.session.replica.assign(self.state, trait, before, value)
+                written = Written(self.session.replica.version, [])
+            if ops:
+                written = self.connection.write(self.session, ops, group=len(ops) > 1, author=self.hear)
+            with self._lock:
+                # Otherwise another thread was on the heels of this write, and what is shown is newer.
+                if not self._over and self._shown[trait].version <= written.version:
+                    self._book(trait, value, ops, written.version)
+                    self.owner._trait_values[trait] = raw
+        finally:
+            with self._lock:
+                self._writing -= 1
+                missed = self._due()
+            if missed:
+                self._show_late()
+        return written.then
+
+    def _show_late(self) -> None:
+        """What came while nothing might be put in is due; a thread that waits for it may have looked too early."""
+        self.delivery.ring()
+        self.connection.stir(self.session)
+
+    def _book(self, trait: str, value: Value, ops: Iterable[Op], version: int) -> None:
+        """Note what a trait shows after an own write."""
+        self._fits(trait)
+        if any(len(op.path) > 1 for op in ops):
+            # Keys are written one by one: of those the author did not touch, the room may hold others than were seen.
+            self._shown[trait] = Shown(value, version - 1)
+            self._dirty.setdefault(trait, _Mark("remote"))
+        else:
+            self._shown[trait] = Shown(value, version)
 
     @contextmanager
     def assigning(self) -> Iterator[Callable[[], bool]]:
@@ -158,6 +250,11 @@ class Bridge:
         finally:
             self._local.wrote = self._local.wrote or outer
 
+    @property
+    def grouped(self) -> bool:
+        """Whether writes are being kept for one entry."""
+        return self._group is not None
+
     @contextmanager
     def holding(self) -> Iterator[None]:
         """Nothing remote is put in meanwhile; what came is shown afterwards."""
@@ -168,116 +265,147 @@ class Bridge:
         finally:
             with self._lock:
                 self._holds -= 1
-                missed = self._holds == 0 and bool(self._dirty)
+                missed = self._holds == 0 and self._due()
             if missed:
-                self.delivery.ring()
+                self._show_late()
 
     @contextmanager
-    def grouping(self, *, all_or_nothing: bool) -> Iterator[None]:
+    def grouping(self, undone_by: type[BaseException] | tuple[type[BaseException], ...] = ()) -> Iterator[None]:
         """The writes made meanwhile are one entry.
 
         Parameters
         ----------
-        all_or_nothing : bool
-            Whether an exception sends nothing (a transaction); traitlets' holds send what was assigned all the same.
+        undone_by : exception class or tuple of them
+            After which the owner puts back what was assigned, and nothing is sent: any for a transaction, `TraitError` for
+            traitlets' hold. After others what was assigned is sent all the same.
         """
         with self._lock:
-            outer = self._group is not None
-            if not outer:
+            outer = self._group
+            again, shown = set(self._said_again), dict(self._shown)
+            if outer is None:
                 self._group = {}
+            else:
+                self._group = dict(outer)
         try:
             yield
-        except BaseException:
-            if not outer:
-                self._end_group(send=not all_or_nothing)
+        except BaseException as error:
+            undone = isinstance(error, undone_by)
+            if outer is None:
+                self._end_group(send=not undone, undone_by=undone_by)
+            elif undone:
+                with self._lock:
+                    for trait in self._group or {}:
+                        self._shown[trait] = shown[trait]
+                    self._group, self._said_again = outer, again
             raise
-        if not outer:
-            self._end_group(send=True)
+        if outer is None:
+            self._end_group(send=True, undone_by=undone_by)
 
-    def _end_group(self, *, send: bool) -> None:
+    def _end_group(self, *, send: bool, undone_by: type[BaseException] | tuple[type[BaseException], ...]) -> None:
         """Send the difference between what the traits showed before and what they show now, as one push."""
         with self._lock:
             before, self._group = self._group or {}, None
-            again, self._said_again = self._said_again, set()
+            again, self._said_again = self._said_again if send else set(), set()
             now = {trait: self._shown[trait].value for trait in {**before, **dict.fromkeys(again)}}
-            if not send:
-                # As if nothing had been assigned: observers hear only of what else came meanwhile.
-                for trait, value in before.items():
-                    self._shown[trait] = Shown(value, UNSEEN)
-                    self._dirty.setdefault(trait, "remote")
-                return
-        ops: list[Op] = []
-        with self.connection.lock:
-            replica = self.session.replica
-            for trait, value in now.items():
-                if trait in again or not same(before[trait], value):
-                    ops += replica.assign(self.state, trait, before.get(trait, value), value)
+        sent: dict[str, list[Op]] = {}
+        if send:
+            with self.connection.lock:
+                for trait, value in now.items():
+                    if trait in again or not same(before[trait], value):
+                        made = self.session.replica.assign(self.state, trait, before.get(trait, value), value)
+                        if made:
+                            sent[trait] = made
+        ops = [op for made in sent.values() for op in made]
         try:
+            written = Written(UNSEEN, [])
             if ops:
-                self.connection.write(self.session, ops, group=True, author=self.hear)
-        except SharedWidgetsError:
-            # What could not be sent must not stay on show: the room's values come back.
-            with self._lock:
-                self._dirty.update(dict.fromkeys(before, "rollback"))
+                written = self.connection.write(self.session, ops, group=True, author=self.hear)
+        except BaseException as error:
+            self._end_unsent(before, dict(now), "rollback", undone=isinstance(error, undone_by))
             raise
-        with self.connection.lock:
-            version = replica.version
+        with self._lock:
+            for trait, made in sent.items():
+                if not self._over and (trait in again or self._shown[trait].version == UNSEEN):
+                    self._book(trait, now[trait], made, written.version)
+        self._end_unsent(before, {trait: now[trait] for trait in before.keys() - sent.keys()}, "remote", undone=not send)
+        for task in written.then:
+            task()
+
+    def _end_unsent(self, before: Mapping[str, Value], now: Mapping[str, Value], origin: ChangeOrigin, *, undone: bool) -> None:
+        """Nothing was sent of these traits, and the room may have moved on meanwhile: what it holds is shown again."""
         with self._lock:
             for trait, value in now.items():
-                if self._shown[trait].version == UNSEEN:
-                    self._shown[trait] = Shown(value, version)
-
-    def _put_own(self, trait: str, raw: Any, value: Value) -> None:
-        with self.connection.lock:
-            version = self.session.replica.version
-        with self._lock:
-            self.invalid.pop(trait, None)
-            self._shown[trait] = Shown(value, version)
-            # Another thread may have put a remote value in between the assignment and this line; the author's stands.
-            self.owner._trait_values[trait] = raw
+                if trait in before:
+                    self._shown[trait] = Shown(before[trait] if undone else value, UNSEEN)
+                    self._dirty.setdefault(trait, _Mark(origin))
 
     # --- from the room to the owner
 
-    def hear(self, news: News) -> None:
+    def hear(self, news: News) -> Callable[[], None] | None:
         """Note that there is something to show; called by the thread that brought it, so it only notes."""
         local = False
         with self._lock:
             for change in news.changes:
                 if change.state == self.state and change.trait in self.traits:
-                    self._dirty[change.trait] = change.origin
+                    self._dirty[change.trait] = _Mark(change.origin)
                     local = local or change.origin == "local"
             self._refused += [item for item in news.refused if any(op.state == self.state for op in item.ops)]
             self._ended = news.ended or self._ended
-            due = bool(self._dirty or self._refused or self._ended)
+            due = self._due()
         if local:
             # Another object of this process wrote: this one shows it before that assignment returns.
-            self.delivery.pull()
-        elif due:
+            return self.delivery.deliver
+        if due:
             self.delivery.ring()
+        return None
+
+    def _due(self) -> bool:
+        return bool(self._dirty or self._fresh or self._events or self._refused or self._ended)
 
     def show(self) -> None:
-        """Put what the replica holds into the traits, and tell observers. Runs user code; holds nothing meanwhile."""
+        """Put what the replica holds into the traits, and tell observers. Runs user code; holds nothing meanwhile.
+
+        What an exception keeps from being told is told on the next turn (H34).
+        """
         with self._lock:
-            if self._holds:
+            if self._holds or self._writing or self._over:
                 return
-            dirty, self._dirty = self._dirty, {}
+            # Kept until it is put in: whoever else pulls meanwhile must not find nothing to show and believe it.
+            dirty = dict(self._dirty)
             refused, self._refused = self._refused, []
-            ended = self._ended
-        for event in self._put(dirty):
-            self.owner._tell(event)
-        for item in refused:
-            self._tell_refused(item)
-        if ended is not None:
+        try:
+            if self._put(dirty):
+                self._validate()
+                while refused:
+                    self._tell_refused(refused.pop(0))
+            self._tell()
+        except BaseException:
+            self.delivery.ring()
+            raise
+        finally:
+            with self._lock:
+                self._refused = refused + self._refused
+        ended = self._ended
+        if ended is not None and not self._over:
             self.owner._room_ended(ended)
 
-    def show_all(self, origin: ChangeOrigin) -> None:
-        """Show every trait of the state, as after a join."""
+    def show_all(self, origin: ChangeOrigin, *, now: bool) -> None:
+        """Show every trait of the state, as after a join: on this thread before it goes on, or where news are delivered."""
         with self._lock:
-            self._dirty.update(dict.fromkeys(self.traits, origin))
-        self.show()
+            self._dirty.update({trait: _Mark(origin) for trait in self.traits})
+        if now:
+            self.delivery.deliver()
+        else:
+            self.delivery.ring()
 
     def begin(self) -> None:
-        """From here on hear of the room; the traits show the owner's private values until `show_all`."""
+        """From here on hear of the room; the traits show the owner's private values until `show_all`.
+
+        Raises
+        ------
+        RoomGone
+            It has ended since it was joined.
+        """
         for trait, shared in self.traits.items():
             try:
                 value = shared.to_wire(getattr(self.owner, trait), self.owner)
@@ -285,15 +413,20 @@ class Bridge:
                 # A private value need not have a wire form; the room's value takes its place in a moment.
                 value = None
             self._shown[trait] = Shown(value, UNSEEN)
-        self.connection.link(self.session, self.state, self.hear)
+        self.connection.listen(self.session, self.hear)
 
     def end(self) -> None:
-        """Hear no more. Never blocks on the server."""
+        """Hear no more, and put nothing in any more. Never blocks on the server."""
+        with self._lock:
+            self._over = True
+            for waiting in (self._dirty, self._fresh, self._events, self._refused):
+                waiting.clear()
         self.connection.unlink(self.session, self.state, self.hear)
         self.delivery.close()
 
     def end_soon(self) -> None:
         """`end` for a finaliser: takes no lock here."""
+        self._over = True
         self.connection.later(self.end)
 
     def changed_in_place(self) -> list[str]:
@@ -315,76 +448,115 @@ class Bridge:
                 found.append(trait)
         return found
 
-    def _put(self, dirty: Mapping[str, ChangeOrigin]) -> list[Event]:
-        """Put the replica's values of these traits in, unless something newer is shown; the events that follow."""
-        fresh: dict[str, tuple[Value, Actor | None]] = {}
+    def _put(self, dirty: Mapping[str, _Mark]) -> bool:
+        """Put the replica's values of these traits in, unless something newer is shown; false when they may not be now."""
+        # What a validator refused is asked again when anything has changed: it may look at other traits.
+        marks = {**{trait: _Mark("remote") for trait in self._unfit}, **dirty} if dirty else {}
+        found: dict[str, tuple[Value, Actor | None]] = {}
         with self.connection.lock:
             replica = self.session.replica
             version = replica.version
             state = replica.states.get(self.state)
-            for trait in dirty:
+            for trait, mark in marks.items():
                 if state is not None and trait in state.schema:
                     last = replica.last_change(self.state, trait)
-                    fresh[trait] = (replica.value(self.state, trait), last.actor if last else None)
+                    found[trait] = (replica.value(self.state, trait), last.actor if last and mark.origin == "remote" else None)
         ready: list[tuple[str, Value, Any, Actor | None]] = []
-        events: list[Event] = []
-        for trait, (value, actor) in fresh.items():
+        unfit: list[tuple[str, Exception, Actor | None]] = []
+        for trait, (value, actor) in found.items():
             try:
-                raw = self.owner._accepted(trait, self.traits[trait].from_wire(value, self.owner))
+                ready.append(
+                    (trait, value, self.owner._accepted(trait, self.traits[trait].from_wire(value, self.owner)), actor)
+                )
             except Exception as error:
                 # This kernel's class refuses what the room holds. It is not written back: two kernels would fight for ever.
-                events.append(self._invalid(trait, str(error), dirty[trait], actor))
-                continue
-            ready.append((trait, value, raw, actor))
+                unfit.append((trait, error, actor))
         with self._lock:
-            if self._holds:
-                self._dirty = {**dirty, **self._dirty}
-                return []
+            if self._holds or self._writing or self._over:
+                return False
+            for trait, why, actor in unfit:
+                if self._dirty.get(trait) is dirty.get(trait):
+                    self._refuse(trait, why, marks[trait].origin, actor)
             for trait, value, raw, actor in ready:
-                shown = self._shown[trait]
-                if shown.version >= version:
+                before = self._shown[trait]
+                if before.version >= version:
                     continue
-                self._shown[trait] = Shown(value, version)
-                self.invalid.pop(trait, None)
-                if same(shown.value, value) and shown.version != UNSEEN:
+                shown = Shown(value, version)
+                if same(before.value, value) and before.version != UNSEEN:
+                    self._shown[trait] = shown
+                    self._fits(trait)
                     continue
                 old = self.owner._trait_values.get(trait)
+                self._fresh.append(_Put(trait, old, raw, before, shown, marks[trait].origin, actor, trait not in dirty))
+                self._shown[trait] = shown
                 self.owner._trait_values[trait] = raw
-                if not same(shown.value, value):
-                    events.append(Event(trait, old, raw, dirty[trait], actor if dirty[trait] == "remote" else None))
-        return self._cross_validated(events)
+            for trait, mark in dirty.items():
+                if self._dirty.get(trait) is mark:
+                    del self._dirty[trait]
+        return True
 
-    def _cross_validated(self, events: list[Event]) -> list[Event]:
+    def _validate(self) -> None:
         """Ask the class's own validators, which may look at other traits and so run with all values in place."""
-        kept: list[Event] = []
-        for event in events:
-            if event.type != "change":
-                kept.append(event)
-                continue
+        while True:
+            with self._lock:
+                put = self._fresh.popleft() if self._fresh else None
+            if put is None:
+                return
             try:
-                final = self.owner._cross_checked(event.trait, event.new)
-            except TraitError as error:
+                final = self.owner._cross_checked(put.trait, put.raw)
+                value = self.traits[put.trait].to_wire(final, self.owner) if final is not put.raw else put.shown.value
+            except Exception as error:
                 with self._lock:
-                    if self.owner._trait_values.get(event.trait) is event.new:
-                        self.owner._trait_values[event.trait] = event.old
-                kept.append(self._invalid(event.trait, str(error), event.origin, event.actor))
+                    self._settle(put, put.old, put.before.value)
+                    self._unfit.add(put.trait)
+                    if not put.again:
+                        self._refuse(put.trait, error, put.origin, put.actor)
                 continue
-            if final is not event.new:
+            except BaseException:
                 with self._lock:
-                    if self.owner._trait_values.get(event.trait) is event.new:
-                        self.owner._trait_values[event.trait] = final
-                self.invalid[event.trait] = f"this kernel's class makes {final!r} of the room's {event.new!r}"
-            kept.append(Event(event.trait, event.old, final, event.origin, event.actor))
-        return kept
+                    self._fresh.appendleft(put)
+                raise
+            with self._lock:
+                self._settle(put, final, value)
+                self._fits(put.trait)
+                if not same(put.before.value, value):
+                    self._note(Event(put.trait, put.old, final, put.origin, put.actor))
+                if not same(put.shown.value, value):
+                    why = f"this kernel's class makes {final!r} of the room's {put.raw!r}"
+                    self._refuse(put.trait, why, put.origin, put.actor)
 
-    def _invalid(self, trait: str, why: str, origin: ChangeOrigin, actor: Actor | None) -> Event:
-        self.invalid[trait] = why
-        problem = Problem(code="invalid-value", message=why, state=self.state, path=(trait,))
-        shown = getattr(self.owner, trait, None)
-        return Event(trait, shown, shown, origin, actor, "invalid", problem)
+    def _settle(self, put: _Put, raw: Any, value: Value) -> None:
+        """After the validators a trait shows this, unless something newer has taken the place of what they saw."""
+        if not self._over and self._shown[put.trait] is put.shown:
+            self._shown[put.trait] = Shown(value, put.shown.version)
+            self.owner._trait_values[put.trait] = raw
 
-    def _tell_refused(self, refused: Refused) -> None:
-        log.warning("a write to %r was refused and is undone: %s", self.session.room, refused.problem.message)
-        for trait in dict.fromkeys(op.path[0] for op in refused.ops if op.state == self.state):
-            held = refused.values.get(self.state, {}).get(trait)
-            self.owner._tell(Event(trait, held, held, "rollback", None, "rejected", refused.problem))
+    def _fits(self, trait: str) -> None:
+        self.invalid.pop(trait, None)
+        self._unfit.discard(trait)
+
+    def _refuse(self, trait: str, why: object, origin: ChangeOrigin, actor: Actor | None) -> None:
+        self.invalid[trait] = str(why)
+        problem = Problem(code="invalid-value", message=str(why), state=self.state, path=(trait,))
+        shown = self.owner._trait_values.get(trait)
+        self._note(Event(trait, shown, shown, origin, actor, "invalid", problem))
+
+    def _tell_refused(self, item: Refused) -> None:
+        """An own write the server refused: by now the traits show what the room holds."""
+        log.warning("a write to %r was refused and is undone: %s", self.session.room, item.problem.message)
+        with self._lock:
+            for trait in dict.fromkeys(op.path[0] for op in item.ops if op.state == self.state and op.path[0] in self.traits):
+                held = self.owner._trait_values.get(trait)
+                self._note(Event(trait, held, held, "rollback", None, "rejected", item.problem))
+
+    def _note(self, event: Event) -> None:
+        if not self._over:
+            self._events.append(event)
+
+    def _tell(self) -> None:
+        while True:
+            with self._lock:
+                event = self._events.popleft() if self._events else None
+            if event is None:
+                return
+            self.owner._tell(event)

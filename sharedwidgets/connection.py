@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from sharedwidgets import discovery, host
-from sharedwidgets.core import codec
+from sharedwidgets.core import codec, delta
 from sharedwidgets.core.protocol import (
     PROTOCOL_VERSION,
     SUBPROTOCOL,
@@ -41,6 +41,8 @@ from sharedwidgets.core.protocol import (
     Op,
     Ping,
     Pong,
+    Problem,
+    Push,
     Resend,
     Resume,
     Slow,
@@ -60,6 +62,7 @@ from sharedwidgets.errors import (
     Overloaded,
     ServerNotFound,
     ServerRefused,
+    TooLarge,
     SharedWidgetsError,
     UnsupportedProtocol,
     WrongThread,
@@ -72,7 +75,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sharedwidgets")
 
 LinkState: TypeAlias = Literal["connecting", "live", "offline", "closed"]
-Listener: TypeAlias = Callable[[News], None]
+# Notes the news of a session, on whichever thread brings them. What it returns, its author runs when the write is done.
+Listener: TypeAlias = Callable[[News], Callable[[], None] | None]
 
 FIRST_DELAY, BASE_DELAY, MAX_DELAY = 0.1, 0.25, 10.0
 OVERLOAD_SECONDS = 30.0
@@ -82,6 +86,13 @@ CONNECT_SECONDS = 5.0
 FRAME_CEILING = 80 << 20
 # A connection that held so long is taken for good: the next failure starts with the short delays.
 HEALTHY_SECONDS = 5.0
+
+
+class Written(NamedTuple):
+    """An own write: the replica's version with it and nothing after it, and what others of this process do about it."""
+
+    version: int
+    then: list[Callable[[], None]]
 
 
 @dataclass
@@ -106,6 +117,10 @@ class Session:
         self.links: Counter[str] = Counter()
         self.users = 0
         self.leaving = False
+        # How often somebody may show now what came earlier.
+        self.stirred = 0
+        # Why the room is no more; this object of it is dead then, and a link makes another.
+        self.ended: Problem | None = None
         self.listeners: list[Listener] = []
         # Joins that were answered, and hold once the replica reached their seq.
         self.answered: list[tuple[int, _Request]] = []
@@ -118,6 +133,10 @@ class _Request:
     session: Session
     state: str | None
     wanted: Wanted | None
+    # Whether the asker links the state; a session that comes back to a state only keeps the links it has.
+    links: bool = True
+    # Whether it was granted, and the link counted.
+    held: bool = False
     future: Future[None] = field(default_factory=Future)
 
     def join(self, number: int) -> Join:
@@ -145,7 +164,7 @@ class Connection:
         self.address = address
         self.boot = uuid.uuid4().hex
         self.pid = os.getpid()
-        self.lock = threading.Lock()
+        self.lock = host.leaf_lock()
         self.changed = threading.Condition(self.lock)
         self.limits = Limits()
         self.state: LinkState = "connecting"
@@ -185,8 +204,13 @@ class Connection:
             session.leaving = False
             return session
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody in this process has any use for the connection; it is not made anew then."""
+        return not self._sessions and not self._requests
+
     def join(self, session: Session, state: str | None, wanted: Wanted | None = None, timeout: float = 10.0) -> None:
-        """Enter the room, and link a state of it; returns when the replica holds it.
+        """Enter the room, and link a state of it; returns when the replica holds it. Each link is answered by one `unlink`.
 
         Raises
         ------
@@ -218,33 +242,72 @@ class Connection:
             self._forget(number, request)
             raise
 
-    def link(self, session: Session, state: str, listener: Listener) -> None:
-        """One object more shows a state of the session; `listener` hears of news, and must only note them."""
+    def listen(self, session: Session, listener: Listener) -> None:
+        """`listener` hears of the session's news from here on, and must only note them.
+
+        Raises
+        ------
+        RoomGone
+            The room has ended since it was joined.
+        """
         with self.lock:
-            session.links[state] += 1
+            if session.ended is not None:
+                raise from_code(session.ended.code, session.ended.message, room=session.room)
             session.listeners.append(listener)
 
-    def unlink(self, session: Session, state: str, listener: Listener) -> None:
-        """One object less; the last one of a state unlinks it, the last user of the room leaves it. Never blocks."""
+    def unlink(self, session: Session, state: str, listener: Listener | None = None) -> None:
+        """One link less; the last one of a state unlinks it, the last user of the room leaves it. Never blocks."""
         with self.lock:
             if listener in session.listeners:
                 session.listeners.remove(listener)
-            session.links[state] -= 1
-            if session.links[state] <= 0:
-                session.states.pop(state, None)
-                self._control.append(Leave(room=session.room, state=state))
+            self._unlinked(session, state)
+            # Whoever waits for news of an object that is unlinked now has waited enough.
+            self.changed.notify_all()
         self.close_session(session)
 
-    def later(self, task: Callable[[], None]) -> None:
+    def later(self, task: Callable[[], None], seconds: float = 0.0) -> None:
         """Run a task on the I/O thread; takes no lock, so that a finaliser may call it (H34)."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(task)
+            if seconds:
+                self._loop.call_soon_threadsafe(self._loop.call_later, seconds, task)
+            else:
+                self._loop.call_soon_threadsafe(task)
 
-    def wait_for_news(self, session: Session, version: int, timeout: float | None) -> bool:
-        """Wait until the replica is newer than `version`; false when it is not in time, or the connection is closed."""
+    def moment(self, session: Session) -> tuple[int, int]:
+        """What `wait_for_news` compares with; asked before looking."""
         with self.lock:
-            came = self.changed.wait_for(lambda: session.replica.version != version or self.state == "closed", timeout)
-            return came and self.state != "closed"
+            return session.replica.version, session.stirred
+
+    def stir(self, session: Session) -> None:
+        """Whoever waits looks again: what a hold kept back may be shown now."""
+        with self.lock:
+            session.stirred += 1
+            self.changed.notify_all()
+
+    def wait_for_news(
+        self, session: Session, since: tuple[int, int], timeout: float | None, over: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Wait until there is something to look at that was not there at a `moment`.
+
+        Returns
+        -------
+        bool
+            False when it is not in time, the connection is closed, or `over` says that nobody wants to know any more.
+
+        Raises
+        ------
+        Forked
+        """
+        self.check_not_forked()
+        with self.lock:
+
+            def ended() -> bool:
+                return self.state == "closed" or over()
+
+            def came() -> bool:
+                return (session.replica.version, session.stirred) != since or ended()
+
+            return self.changed.wait_for(came, timeout) and not ended()
 
     def close_session(self, session: Session) -> None:
         """One user of the room less; the last one leaves it, behind what it wrote. Never blocks."""
@@ -261,35 +324,58 @@ class Connection:
         group: bool = False,
         depth: int = 0,
         author: Listener | None = None,
-    ) -> News:
+    ) -> Written:
         """Write to the replica and send; shows here at once, is acknowledged later. Listeners but the author hear of it.
 
         Raises
         ------
-        InvalidValue, NoSuchState, NoSuchTrait, NoSuchPath
+        InvalidValue, NoSuchState, NoSuchTrait, NoSuchPath, RoomGone
             Nothing is written.
+        TooLarge
+            Beyond what the server takes in one op or one push.
         Overloaded
             Too many writes waited for too long.
         Closed, Forked
         """
         self.check_usable()
-        self._wait_for_room(session)
+        self._check_size(session.room, ops)
+        self.wait_for_room(session)
         with self.lock:
+            if session.ended is not None:
+                raise from_code(session.ended.code, session.ended.message, room=session.room)
             news = session.replica.write(ops, group=group, depth=depth)
+            version = session.replica.version
             listeners = [listener for listener in session.listeners if listener != author]
             self.changed.notify_all()
         self._wake_up()
-        for listener in listeners:
-            listener(news)
-        return news
+        then = [listener(news) for listener in listeners]
+        return Written(version, [task for task in then if task is not None])
+
+    def _check_size(self, room: str, ops: Sequence[Op]) -> None:
+        """A push the server could only refuse by hanging up would be sent again for ever: it is refused here."""
+        delta.check_ops(ops, self.limits.op_bytes)
+        # Only what could come near the limit is written out to be measured; JSON may take six bytes for one of text.
+        if sum(delta.weight(op) for op in ops) * 6 < self.limits.push_bytes or not ops:
+            return
+        frame = codec.encode(Push(room=room, n=1, ops=tuple(ops))).frame()
+        size = len(frame.encode() if isinstance(frame, str) else frame) + 32
+        if size > self.limits.push_bytes:
+            raise TooLarge(
+                f"these writes to {room!r} take {size} bytes; one push may have {self.limits.push_bytes}; make several",
+                room=room,
+                state=ops[0].state,
+                path=ops[0].path,
+                expected=f"≤ {self.limits.push_bytes} bytes",
+            )
 
     def flush(self, session: Session, timeout: float = 10.0) -> None:
         """Wait until every write made before this call has its verdict.
 
         Raises
         ------
-        LinkTimeout, WrongThread
+        LinkTimeout, WrongThread, Forked
         """
+        self.check_not_forked()
         self.check_may_wait()
         with self.lock:
             last = session.replica.newest()
@@ -343,8 +429,8 @@ class Connection:
             number = next(self._ids)
             self._requests[number] = request
             self._control.append(request.join(number))
-            if self.reason is not None and self.state == "offline" and _is_final(self.reason):
-                # Waiting cannot mend this, but the operator may have: the next try decides.
+            if self.state == "offline":
+                # Who asks has only so much time, and the server may be back: the next try is made at once, and decides.
                 self._retry_now = True
         self._wake_up()
         return number, request
@@ -353,22 +439,40 @@ class Connection:
         """Whoever asked is gone: a late answer finds nobody, and what it may have joined is left (H31)."""
         with self.lock:
             session = request.session
-            if self._requests.pop(number, None) is not None and request.state not in (None, *session.states):
+            asked = self._requests.pop(number, None) is not None or any(item is request for _, item in session.answered)
+            session.answered = [(seq, item) for seq, item in session.answered if item is not request]
+            if request.state is not None and request.held:
+                # The answer came in the moment its asker gave up.
+                self._unlinked(session, request.state)
+            elif asked and request.state not in (None, *session.states):
                 self._control.append(Leave(room=session.room, state=request.state))
         self._wake_up()
+
+    def _unlinked(self, session: Session, state: str) -> None:
+        session.links[state] -= 1
+        if session.links[state] <= 0:
+            session.states.pop(state, None)
+            if self._sessions.get(session.room) is session:
+                self._control.append(Leave(room=session.room, state=state))
 
     def _too_late(self, room: str, timeout: float) -> SharedWidgetsError:
         with self.lock:
             if self.state == "live":
                 return LinkTimeout(f"{self.address.url} did not answer the join of {room!r} within {timeout:g} s", room=room)
-            why = f": {self.reason}" if self.reason else ""
-        return ServerNotFound(
-            f"No sharedwidgets server answers at {self.address.url} (tried for {timeout:g} s){why}. {discovery.HOW}", room=room
-        )
+            reason = self.reason
+        if reason is None:
+            reason = ServerNotFound(f"{self.address.url} does not answer. {discovery.HOW}")
+        return ServerNotFound(f"No link to {room!r} within {timeout:g} s: {reason}", room=room)
 
     # --- back-pressure
 
-    def _wait_for_room(self, session: Session) -> None:
+    def wait_for_room(self, session: Session) -> None:
+        """Wait while too many writes are unsent, holding nothing.
+
+        Raises
+        ------
+        Overloaded, WrongThread
+        """
         if session.replica.unsent < self.limits.unsent_pushes:
             return
         self.check_may_wait()
@@ -382,10 +486,14 @@ class Connection:
 
     def check_usable(self) -> None:
         """Raise `Forked` or `Closed` where a write could go nowhere."""
-        if os.getpid() != self.pid:
-            raise Forked("this object was linked before the process forked; link it again here")
+        self.check_not_forked()
         if self.state == "closed":
             raise Closed("the connection is closed; connect again")
+
+    def check_not_forked(self) -> None:
+        """Raise `Forked` in a child of the process that made the connection: its thread is not there (H7)."""
+        if os.getpid() != self.pid:
+            raise Forked("this object was linked before the process forked; link it again here")
 
     def _wake_up(self) -> None:
         with self.lock:
@@ -409,6 +517,7 @@ class Connection:
 
         failures = 0
         while self.state != "closed":
+            await self._needed()
             began = self._loop.time()
             try:
                 socket = await self._open_socket()
@@ -421,6 +530,23 @@ class Connection:
             await self._pause(failures)
             failures += 1
             self.address = discovery.again(self.address)
+
+    async def _needed(self) -> None:
+        """Nobody is asked for ever on behalf of nobody: wait for somebody to want a room."""
+        while self.state != "closed":
+            with self.lock:
+                self._awake = False
+                self._forget_left()
+                if not self.idle:
+                    return
+            await self._wake.wait()
+            self._wake.clear()
+
+    def _forget_left(self) -> None:
+        """Rooms that were left while the server was away need no word to it."""
+        for token, session in list(self._sessions.items()):
+            if session.leaving and not session.replica.undecided:
+                del self._sessions[token]
 
     async def _open_socket(self) -> WebSocketClientConnection:
         from tornado.httpclient import HTTPRequest
@@ -491,12 +617,8 @@ class Connection:
         with self.lock:
             self.welcome = None
             self._control.clear()
-            resumes: list[Resume] = []
-            for token, session in list(self._sessions.items()):
-                if session.leaving and not session.replica.undecided:
-                    del self._sessions[token]
-                elif session.replica.live:
-                    resumes.append(session.replica.position(session.states))
+            self._forget_left()
+            resumes = [item.replica.position(item.states) for item in self._sessions.values() if item.replica.live]
             for number, request in self._requests.items():
                 self._control.append(request.join(number))
         fitting: list[Resume] = []
@@ -585,13 +707,16 @@ class Connection:
         """Tell whoever waits for a join that the replica holds it now."""
         waiting: list[tuple[int, _Request]] = []
         for seq, request in session.answered:
-            if not session.replica.live or session.replica.seq < seq:
+            early = not session.replica.live or session.replica.seq < seq
+            # Whoever cancelled it is about to forget it.
+            if early or request.future.cancelled() or not request.future.set_running_or_notify_cancel():
                 waiting.append((seq, request))
                 continue
             if request.state is not None and request.wanted is not None:
                 session.states[request.state] = request.wanted
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_result(None)
+                session.links[request.state] += request.links
+                request.held = request.links
+            request.future.set_result(None)
         session.answered = waiting
 
     def _failure(self, message: Failure) -> None:
@@ -623,7 +748,7 @@ class Connection:
             if wanted is not None and state is not None and state in session.replica.states:
                 wanted = Wanted(wanted.schema, dict(session.replica.states[state].values))
             number = next(self._ids)
-            request = _Request(session, state, wanted)
+            request = _Request(session, state, wanted, links=False)
             request.future.add_done_callback(lambda done: self._came_back(session, done))
             self._requests[number] = request
             self._control.append(request.join(number))
@@ -640,7 +765,7 @@ class Connection:
             if session is None:
                 return
             news = session.replica.abandon(message.problem)
-            news.ended = message.problem
+            news.ended = session.ended = message.problem
             listeners = [*session.listeners]
             self.changed.notify_all()
         for listener in listeners:
@@ -668,7 +793,6 @@ class Connection:
             ceiling = MAX_DELAY
         else:
             ceiling = FIRST_DELAY if failures == 0 else min(MAX_DELAY, BASE_DELAY * 2 ** (failures - 1))
-        self._retry_now = False
         until = self._loop.time() + random.uniform(ceiling / 2 if failures else 0, ceiling)
         while self.state != "closed" and not self._retry_now and self._loop.time() < until:
             self._wake.clear()
@@ -676,6 +800,10 @@ class Connection:
                 await asyncio.wait_for(self._wake.wait(), until - self._loop.time())
             with self.lock:
                 self._awake = False
+                self._forget_left()
+                if self.idle:
+                    break
+        self._retry_now = False
 
     async def _watch(self, socket: WebSocketClientConnection) -> None:
         """The server pings in silence; when even that stops, the connection is dead."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -80,14 +80,16 @@ def find(server: str | None = None, credential: str | None = None, environ: Mapp
         There is none, or several and nothing says which.
     """
     environ = os.environ if environ is None else environ
-    url = server or environ.get(URL)
-    if url:
+    told = environ.get(URL)
+    if server and _plain(server) != _plain(told or ""):
         # A credential from the environment belongs to the server in the environment, and is not shown to another one.
-        own = credential if credential is not None else ("" if server else environ.get(CREDENTIAL, ""))
-        return Address(_checked(url), own, None if server else environ.get(SERVER))
+        return Address(_checked(server), credential or "")
+    if told:
+        own = credential if credential is not None else environ.get(CREDENTIAL, "")
+        return Address(_checked(told), own, environ.get(SERVER))
     running = _running()
     if len(running) == 1:
-        return running[0]
+        return running[0] if credential is None else replace(running[0], credential=credential)
     if not running:
         raise ServerNotFound(f"No Jupyter server with the sharedwidgets extension was found. {HOW}")
     names = ", ".join(address.url for address in running)
@@ -121,4 +123,9 @@ def _checked(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ServerNotFound(f"{url!r} is no base URL of a server; give one such as 'http://localhost:8888/'")
+    return _plain(url)
+
+
+def _plain(url: str) -> str:
+    parts = urlsplit(url)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/", query="", fragment=""))

@@ -6,9 +6,17 @@ import asyncio
 import os
 import re
 import sys
+import threading
+import weakref
 from typing import Any
 
 from sharedwidgets.core.protocol import Kind
+
+# How long a fork waits for one lock; more than enough, as nothing waits while it is held.
+_FORK_SECONDS = 1.0
+_leaves: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
+_registering = threading.Lock()
+_held: list[threading.Lock] = []
 
 
 def running_kernel() -> Any | None:
@@ -50,3 +58,30 @@ def main_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def leaf_lock() -> threading.Lock:
+    """A lock under which nothing waits and no user code runs, and which a forked child finds open.
+
+    A lock that another thread held at the moment of a fork would stay held in the child for ever, where that thread is not
+    (H7); so a fork first waits for whoever holds one.
+    """
+    lock = threading.Lock()
+    with _registering:
+        _leaves.add(lock)
+    return lock
+
+
+def _before_fork() -> None:
+    if _registering.acquire(timeout=_FORK_SECONDS):
+        _held.append(_registering)
+    _held.extend(lock for lock in list(_leaves) if lock.acquire(timeout=_FORK_SECONDS))
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

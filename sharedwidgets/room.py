@@ -215,12 +215,11 @@ class Room(Mapping[str, "RoomState"]):
         self._connection.check_may_wait()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            with self._connection.lock:
-                version = self._session.replica.version
+            since = self._connection.moment(self._session)
             if condition():
                 return True
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._connection.wait_for_news(self._session, version, left) or self.link_state == "closed":
+            if not self._connection.wait_for_news(self._session, since, left) or self.link_state == "closed":
                 return bool(condition())
 
     def close(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import traitlets as t
@@ -21,7 +23,7 @@ from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, shared
 from sharedwidgets.core.protocol import Member, Problem
 from sharedwidgets.core.replica import LastChange
-from sharedwidgets.core.values import Value, check_token
+from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.errors import InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
 from sharedwidgets.room import Room
@@ -39,7 +41,10 @@ RESERVED = frozenset(
         "increment", "compare_and_set", "last_change", "live", "pull", "flush", "changed", "wait_until",
     }
 )  # fmt: skip
-CLASS_OPTIONS = ("state_name", "delivery")
+CLASS_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "state_name": (lambda name: isinstance(name, str) and 0 < len(name) <= 256, "a text of 1 to 256 characters"),
+    "delivery": (lambda mode: mode in ("main", "thread"), "'main' or 'thread'"),
+}
 # How long a constructor waits for its room before the object starts out private.
 CONSTRUCTOR_SECONDS = 3.0
 RETRY_SECONDS = 2.0
@@ -53,6 +58,10 @@ class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
         unknown = sorted(set(options) - set(CLASS_OPTIONS))
         if unknown:
             raise TypeError(f"class {name} has an unknown option {unknown[0]!r}; there are {', '.join(CLASS_OPTIONS)}")
+        for option, value in options.items():
+            takes, words = CLASS_OPTIONS[option]
+            if not takes(value):
+                raise TypeError(f"class {name}: the option {option} is {words}, not {value!r}")
         base = next((item for item in bases if isinstance(item, SharedStateMeta)), None)
         # anywidget makes a class per object to add its own traits: nothing in it is the user's.
         if base is not None and "_anywidget_id" not in namespace:
@@ -96,6 +105,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
     """
 
     _options: ClassVar[dict[str, Any]] = {}
+    _cross_validation_lock: bool
     _esm = bundle.stub()
     # What a page must know to talk to the room itself. No secret is in it: it is saved with the notebook.
     _link = t.Dict().tag(sync=True)
@@ -113,6 +123,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         self._private: dict[str, Any] = {}
         self._handle: Room | None = None
         self._waiting: threading.Event | None = None
+        self._in_transaction = False
         super().__init__(**traits)
         self.on_msg(send_module)
         self._say_link()
@@ -148,7 +159,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         except BaseException:
             connection.close_session(session)
             raise
-        self._adopt(session)
+        self._adopt(session).show_all("resync", now=True)
         return self
 
     async def link_to_async(
@@ -161,7 +172,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         except BaseException:
             connection.close_session(session)
             raise
-        self._adopt(session)
+        self._adopt(session).show_all("resync", now=True)
         return self
 
     def unlink(self, *, flush: bool = False, timeout: float = 10.0) -> None:
@@ -175,10 +186,13 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
             With `flush`: not answered in time; the object is unlinked all the same.
         """
         bridge = self._bridge
-        self._stop_waiting()
         if bridge is None:
+            if self._waiting is not None:
+                self._stop_waiting()
+                self._say_link()
             return
         self._check_not_grouping("unlink")
+        self._stop_waiting()
         self._detach(bridge)
         self._restore_private()
         if flush:
@@ -218,38 +232,49 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
         Observers hear at the end, of final values only.
         """
-        if getattr(self, "_in_transaction", False):
+        if self._in_transaction:
             yield
             return
+        # What was there before: a hold around the transaction keeps its own way of notifying, and validates at its own end.
+        values, holder, validated_later = (
+            dict(self._trait_values),
+            self.__dict__.get("notify_change"),
+            self._cross_validation_lock,
+        )
         held: dict[str, Bunch] = {}
-        before: dict[str, Any] = {}
 
         def hold(change: Bunch) -> None:
             if change.type == "change":
-                before.setdefault(change.name, change.old)
-                first = held.setdefault(change.name, change)
-                first["new"] = change.new
+                held.setdefault(change.name, change)["new"] = change.new
 
-        with ExitStack() as stack:
+        with ExitStack() as still:
             if self._bridge is not None:
-                stack.enter_context(self._bridge.holding())
-                stack.enter_context(self._bridge.grouping(all_or_nothing=True))
+                still.enter_context(self._bridge.holding())
             self._in_transaction = True
             self.notify_change = hold  # type: ignore[method-assign]
             self._cross_validation_lock = True
             try:
-                yield
-                self._cross_validation_lock = False
-                for name in list(held):
-                    setattr(self, name, getattr(type(self), name)._cross_validate(self, getattr(self, name)))
+                with ExitStack() as sending:
+                    if self._bridge is not None:
+                        sending.enter_context(self._bridge.grouping(undone_by=BaseException))
+                    yield
+                    for name in [] if validated_later else list(held):
+                        setattr(self, name, getattr(type(self), name)._cross_validate(self, getattr(self, name)))
             except BaseException:
-                self._trait_values.update(before)
+                for name in held:
+                    if name in values:
+                        self._trait_values[name] = values[name]
+                    else:
+                        self._trait_values.pop(name, None)
                 held.clear()
                 raise
             finally:
-                self._cross_validation_lock = False
+                self._cross_validation_lock = validated_later
                 self._in_transaction = False
-                del self.notify_change
+                if holder is None:
+                    del self.notify_change
+                else:
+                    self.notify_change = holder  # type: ignore[method-assign]
         for change in held.values():
             self.notify_change(change)
 
@@ -285,14 +310,18 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
             bridge = self._bridge
             if bridge is None:
                 return bool(condition())
-            with bridge.connection.lock:
-                version = bridge.session.replica.version
+
+            def unlinked(was: Bridge = bridge) -> bool:
+                return self._bridge is not was
+
+            since = bridge.connection.moment(bridge.session)
             self.pull()
             if condition():
                 return True
             bridge.connection.check_may_wait()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not bridge.connection.wait_for_news(bridge.session, version, left):
+            waited = bridge.connection.wait_for_news(bridge.session, since, left, unlinked)
+            if not waited and not unlinked():
                 return bool(condition())
 
     async def changed(self, *names: str) -> Bunch:
@@ -332,24 +361,39 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         if bridge is None or name not in bridge.traits:
             super().__setattr__(name, value)
             return
+        then: list[Callable[[], None]] = []
         with bridge.assigning() as wrote:
             super().__setattr__(name, value)
             if not wrote():
-                bridge.write_again(name, getattr(self, name))
+                then = bridge.write_again(name, getattr(self, name))
+        for task in then:
+            task()
 
     def _notify_trait(self, name: str, old_value: Any, new_value: Any) -> None:
         """Called by a trait that was set, also inside a hold: the room hears before any observer does."""
         bridge = self.__dict__.get("_bridge")
-        if bridge is not None and name in bridge.traits:
-            try:
-                bridge.write(name, new_value, bridge.check(name, new_value))
-            except BaseException:
-                self._trait_values[name] = old_value
-                raise
-        super()._notify_trait(name, old_value, new_value)
+        if bridge is None or name not in bridge.traits:
+            super()._notify_trait(name, old_value, new_value)
+            return
+        try:
+            then = bridge.write(name, new_value, bridge.check(name, new_value))
+        except BaseException:
+            self._trait_values[name] = old_value
+            raise
+        try:
+            # Unless something newer was shown and told already, on another thread: the last event must be of the last value.
+            if self._trait_values.get(name) is new_value:
+                super()._notify_trait(name, old_value, new_value)
+        finally:
+            for task in then:
+                task()
 
     def notify_change(self, change: Bunch) -> None:
         """Send a private trait to the own views, and tell observers; ``origin`` is part of every change."""
+        # The first event after a hold: what was assigned in it leaves before anybody hears of it, and may wait for it (H29).
+        sending = self.__dict__.pop("_sending", None)
+        if sending is not None:
+            sending.close()
         change.setdefault("origin", "local")
         change.setdefault("actor", None)
         super().notify_change(change)
@@ -357,13 +401,30 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
     @contextmanager
     def hold_trait_notifications(self) -> Iterator[None]:
         """traitlets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
-        with self._held(), super().hold_trait_notifications():
-            yield
+        bridge = self.__dict__.get("_bridge")
+        if bridge is None or self._cross_validation_lock:
+            with super().hold_trait_notifications():
+                yield
+            return
+        with ExitStack() as sending:
+            sending.enter_context(bridge.holding())
+            sending.enter_context(bridge.grouping(undone_by=t.TraitError))
+            self._sending = sending
+            try:
+                with super().hold_trait_notifications():
+                    yield
+            finally:
+                self.__dict__.pop("_sending", None)
 
     @contextmanager
     def hold_sync(self) -> Iterator[None]:
         """ipywidgets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
-        with self._held(), super().hold_sync():
+        bridge = self.__dict__.get("_bridge")
+        with ExitStack() as stack:
+            if bridge is not None:
+                stack.enter_context(bridge.holding())
+                stack.enter_context(bridge.grouping())
+            stack.enter_context(super().hold_sync())
             yield
 
     def add_traits(self, **traits: t.TraitType[Any, Any]) -> None:
@@ -372,7 +433,10 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         if new and self.__dict__.get("_bridge") is not None:
             raise TypeError(f"unlink before you add {sorted(new)[0]!r}: the room must know every trait of a state")
         prepared(self._class_name(), new, RESERVED | set(dir(SharedState)))
+        options = type(self)._options
         super().add_traits(**traits)
+        # The class of this one object is no class of the user's: it keeps its name and options.
+        type(self)._options = options
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """What a page sends by comm; shared values come by the room alone, and are dropped here."""
@@ -387,9 +451,13 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
     def close(self) -> None:
         """Leave the room and close the widget; nothing is restored. Safe in a finaliser."""
-        bridge = self.__dict__.get("_bridge")
+        bridge, handle = self.__dict__.get("_bridge"), self.__dict__.get("_handle")
+        if self.__dict__.get("_waiting") is not None:
+            self._stop_waiting()
         if bridge is not None:
-            self._bridge = None
+            self._bridge = self._handle = None
+            if handle is not None:
+                bridge.connection.later(handle.close)
             bridge.end_soon()
         super().close()
 
@@ -402,19 +470,21 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         connection = shared(discovery.find(server, credential))
         return connection, connection.open(token), wanted
 
-    def _adopt(self, session: Session) -> None:
-        """The room has the state: show its values from now on. The private ones of before the first link are kept."""
+    def _adopt(self, session: Session, context: contextvars.Context | None = None) -> Bridge:
+        """The room has the state: from now on this object is linked to it. The values of before the first link are kept."""
+        bridge = Bridge(self, session, self._state_name(), self._shared(), self._mode(), context)
+        try:
+            private = {name: getattr(self, name) for name in self._shared()} if self._bridge is None else self._private
+            bridge.begin()
+        except BaseException:
+            bridge.end()
+            raise
         self._stop_waiting()
-        former, self._bridge = self._bridge, None
-        if former is None:
-            self._private = {name: getattr(self, name) for name in self._shared()}
-        else:
-            self._detach(former)
-        bridge = Bridge(self, session, self._state_name(), self._shared(), self._mode())
-        bridge.begin()
-        self._bridge = bridge
+        if self._bridge is not None:
+            self._detach(self._bridge)
+        self._private, self._bridge = private, bridge
         self._say_link()
-        bridge.show_all("resync")
+        return bridge
 
     def _detach(self, bridge: Bridge) -> None:
         self._bridge = None
@@ -452,28 +522,37 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
     def _link_when_possible(self, room: str, server: str | None, credential: str | None, given: set[str]) -> None:
         """Link now if a server answers soon; otherwise go on trying beside, and stay private meanwhile."""
-        mine = {name: getattr(self, name) for name in given & set(self._shared())}
+        mine: dict[str, Value] = {}
+        for name in given & set(self._shared()):
+            with suppress(InvalidValue):  # a private value need not have a wire form
+                mine[name] = self._shared()[name].to_wire(getattr(self, name), self)
         try:
             self.link_to(room, CONSTRUCTOR_SECONDS, server=server, credential=credential)
         except (ServerNotFound, LinkTimeout) as error:
             log.warning("%s is private for now: %s", self._class_name(), error)
             self._say_link(offline=str(error))
-            self._waiting = threading.Event()
-            waiter = threading.Thread(
-                target=_keep_trying,
-                args=(weakref.ref(self), room, server, credential, self._waiting),
-                name="sharedwidgets-waiting",
-                daemon=True,
-            )
+            waiting = self._waiting = threading.Event()
+            # Output of observers goes to the cell that made the object, also when the room comes later.
+            link = _Late(weakref.ref(self), room, server, credential, mine, contextvars.copy_context())
+            waiter = threading.Thread(target=link.keep_trying, args=(waiting,), name="sharedwidgets-waiting", daemon=True)
             waiter.start()
             return
-        replaced = sorted(name for name, value in mine.items() if getattr(self, name) != value)
+        assert self._bridge is not None
+        replaced = self._replaced(self._bridge.session, mine)
         if replaced:
-            warnings.warn(
-                f"{self._class_name()}(room={room!r}): the room's values replaced {', '.join(replaced)}; assign after linking "
-                "to change the room",
-                stacklevel=3,
-            )
+            warnings.warn(replaced, stacklevel=3)
+
+    def _replaced(self, session: Session, mine: Mapping[str, Value]) -> str:
+        """What to say of first values that the room's took the place of; empty when there is nothing to say."""
+        with session.connection.lock:
+            held = session.replica.view(self._state_name())
+        names = sorted(name for name, value in mine.items() if name not in held or not same(held[name], value))
+        if not names:
+            return ""
+        return (
+            f"{self._class_name()}(room={session.room!r}): the room's values replaced {', '.join(names)}; assign after linking "
+            "to change the room"
+        )
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:
@@ -481,8 +560,11 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
             self._waiting = None
 
     def _check_not_grouping(self, verb: str) -> None:
-        if self._cross_validation_lock or getattr(self, "_in_transaction", False):
+        if self._grouping():
             raise RuntimeError(f"{verb} outside of a transaction or hold: what was assigned in it has no room yet")
+
+    def _grouping(self) -> bool:
+        return self._cross_validation_lock or self._in_transaction or (self._bridge is not None and self._bridge.grouped)
 
     def _wanted(self) -> Wanted:
         """What the room needs to make the state: schemas and class defaults, ``@default`` methods included."""
@@ -536,14 +618,18 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
     def _accepted(self, name: str, value: Any) -> Any:
         """The value as the trait's own type takes it; no validator that looks at other traits runs."""
         trait = getattr(type(self), name)
-        with self.cross_validation_lock:
-            return trait._validate(self, value)
+        if value is None and trait.allow_none:
+            return value
+        # Not under traitlets' `cross_validation_lock`: a hold that begins meanwhile on another thread would take it for an
+        # outer one.
+        return trait.validate(self, value) if hasattr(trait, "validate") else value
 
     def _cross_checked(self, name: str, value: Any) -> Any:
         return getattr(type(self), name)._cross_validate(self, value)
 
     def _tell(self, event: Event) -> None:
-        self.notify_change(
+        # Past the hold that another thread may have begun: at its end the change would be taken for one of its own (H3).
+        super().notify_change(
             Bunch(
                 name=event.trait,
                 old=event.old,
@@ -555,15 +641,6 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
                 problem=event.problem,
             )
         )
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        bridge = self.__dict__.get("_bridge")
-        if bridge is None:
-            yield
-            return
-        with bridge.holding(), bridge.grouping(all_or_nothing=False):
-            yield
 
     def _warn_of_changes_in_place(self) -> None:
         assert self._bridge is not None
@@ -587,28 +664,49 @@ def _settle(future: asyncio.Future[Bunch], change: Bunch) -> None:
         future.set_result(change)
 
 
-def _keep_trying(
-    waiting: weakref.ref[SharedState], room: str, server: str | None, credential: str | None, stop: threading.Event
-) -> None:
-    """Join the room when its server comes, and let the object's own thread show it."""
-    while not stop.wait(RETRY_SECONDS):
-        state = waiting()
-        if state is None:
-            return
+@dataclass(frozen=True)
+class _Late:
+    """A link that was asked for before its server was there."""
+
+    state: weakref.ref[SharedState]
+    room: str
+    server: str | None
+    credential: str | None
+    given: Mapping[str, Value]
+    context: contextvars.Context
+
+    def keep_trying(self, stop: threading.Event) -> None:
+        """Join when the server comes; the values are shown where the object's news are."""
+        while not stop.wait(RETRY_SECONDS):
+            state = self.state()
+            if state is None or self._tried(state, stop):
+                return
+            # Nothing but the user keeps the object while this waits.
+            del state
+
+    def _tried(self, state: SharedState, stop: threading.Event) -> bool:
+        """Whether there is nothing more to try."""
+        if state._grouping():
+            return False
         try:
-            connection, session, wanted = state._opened(room, server, credential)
+            connection, session, wanted = state._opened(self.room, self.server, self.credential)
             try:
                 connection.join(session, state._state_name(), wanted, RETRY_SECONDS)
             except BaseException:
                 connection.close_session(session)
                 raise
+            if stop.is_set():
+                connection.unlink(session, state._state_name())
+                return True
+            bridge = state._adopt(session, self.context)
         except (ServerNotFound, LinkTimeout):
-            continue
+            return False
         except SharedWidgetsError as error:
             log.warning("%s stays private: %s", state._class_name(), error)
-            return
-        if stop.is_set():
-            connection.close_session(session)
-        else:
-            state._adopt(session)
-        return
+            state._say_link(offline=str(error))
+            return True
+        replaced = state._replaced(session, self.given)
+        if replaced:
+            log.warning("%s", replaced)
+        bridge.show_all("resync", now=False)
+        return True

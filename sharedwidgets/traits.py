@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import traitlets as t
-from ipywidgets.widgets.trait_types import ByteMemoryView
+from ipywidgets.widgets import trait_types
+from ipywidgets.widgets.trait_types import ByteMemoryView, CByteMemoryView
 
 from sharedwidgets.core.protocol import TraitKind, TraitSchema
-from sharedwidgets.core.values import Value, normalise
+from sharedwidgets.core.values import Value, normalise, same
 from sharedwidgets.errors import InvalidValue
 
 Convert: TypeAlias = Callable[[Any, Any], Any]
@@ -54,6 +55,10 @@ class SharedTrait:
             return normalise(value if self.to_json is None else self.to_json(value, owner))
         except InvalidValue as error:
             raise error.located(path=(self.name,)) from None
+        except Exception as error:
+            raise InvalidValue(
+                f"to_json of {self.name} failed with {type(error).__name__}: {error}", path=(self.name,)
+            ) from error
 
     def from_wire(self, value: Value, owner: Any) -> Any:
         """The trait value of a wire value; a fresh object, so that nobody changes the replica in place."""
@@ -88,6 +93,8 @@ def shared_trait(owner: str, name: str, trait: t.TraitType[Any, Any]) -> SharedT
             raise TypeError(
                 f"{owner}.{name} holds a widget, which lives in one kernel; make it private with .tag(shared=False)"
             )
+        if getattr(from_json, "__module__", "") == trait_types.__name__:
+            from_json = _exact(from_json)
         return SharedTrait(name, TraitSchema(nullable=True, kernel_only=kernel_only), to_json, from_json)
     kind = _kind(trait)
     if kind is None:
@@ -106,7 +113,7 @@ def shared_trait(owner: str, name: str, trait: t.TraitType[Any, Any]) -> SharedT
         max=_bound(trait, "max"),
         choices=(*choices, None) if choices and trait.allow_none else choices,
     )
-    return SharedTrait(name, schema, None, _as_tuple if getattr(trait, "klass", None) is tuple else None)
+    return SharedTrait(name, schema, None, _reader(trait))
 
 
 def prepared(owner: str, traits: Mapping[str, t.TraitType[Any, Any]], taken: Iterable[str]) -> None:
@@ -143,7 +150,8 @@ def _kind(trait: t.TraitType[Any, Any]) -> TraitKind | None:
     if isinstance(trait, t.Dict):
         key = getattr(trait, "_key_trait", None)
         keys_are_text = key is None or isinstance(key, (t.Unicode, t.Any)) or type(key) is t.TraitType
-        return "dict" if keys_are_text and _element(getattr(trait, "_value_trait", None)) else None
+        items = [getattr(trait, "_value_trait", None), *(getattr(trait, "_per_key_traits", None) or {}).values()]
+        return "dict" if keys_are_text and all(map(_element, items)) else None
     if isinstance(trait, t.Container):
         elements = [getattr(trait, "_trait", None), *(getattr(trait, "_traits", None) or ())]
         return "list" if trait.klass in (list, tuple) and all(map(_element, elements)) else None
@@ -163,7 +171,9 @@ def _kind(trait: t.TraitType[Any, Any]) -> TraitKind | None:
 
 
 def _element(trait: t.TraitType[Any, Any] | None) -> bool:
-    return trait is None or _kind(trait) is not None
+    # Inside a value nothing turns the wire's bytes into the memory view that this one insists on.
+    insists = isinstance(trait, ByteMemoryView) and not isinstance(trait, CByteMemoryView)
+    return trait is None or (_kind(trait) is not None and not insists)
 
 
 def _bound(trait: t.TraitType[Any, Any], name: str) -> int | float | None:
@@ -171,5 +181,27 @@ def _bound(trait: t.TraitType[Any, Any], name: str) -> int | float | None:
     return bound if isinstance(bound, (int, float)) and math.isfinite(bound) else None
 
 
-def _as_tuple(value: Any, owner: Any) -> Any:
-    return None if value is None else tuple(value)
+def _reader(trait: t.TraitType[Any, Any]) -> Convert | None:
+    """What makes of a wire value what the trait takes, where the two differ."""
+    if isinstance(trait, ByteMemoryView):
+        return lambda value, owner: None if value is None else memoryview(value)
+    if isinstance(trait, t.Enum):
+        choices = tuple(trait.values or ())
+        return lambda value, owner: next((choice for choice in choices if same(normalise(choice), value)), value)
+    if getattr(trait, "klass", None) is tuple:
+        return lambda value, owner: None if value is None else tuple(value)
+    return None
+
+
+def _exact(from_json: Convert) -> Convert:
+    """A reader of ipywidgets' dates and times that also takes what another kernel wrote, to the microsecond.
+
+    Their ``milliseconds`` is a fraction when Python writes it and whole when a page does; the reader takes whole ones only.
+    """
+
+    def read(value: Any, owner: Any) -> Any:
+        if not isinstance(value, dict) or "milliseconds" not in value:
+            return from_json(value, owner)
+        return from_json({**value, "milliseconds": 0}, owner).replace(microsecond=round(value["milliseconds"] * 1000))
+
+    return read

@@ -70,7 +70,7 @@ function troubled({ el }: Card): string | null {
 }
 
 function tell({ host }: Card, present: ReturnType<typeof person>[], gone: string[] = []): void {
-  host.socket.deliver({ type: "members", room: "r", present, gone });
+  host.socket.deliver({ type: "members", room: "r", present, gone, complete: false });
 }
 
 describe("the link", () => {
@@ -150,7 +150,7 @@ describe("text only", () => {
       values: { [MARKUP]: MARKUP, dict: { [MARKUP]: [MARKUP] } },
     });
     const present = [person("k", { kind: "kernel", user: MARKUP, name: MARKUP })];
-    shown.host.socket.deliver({ type: "members", room: token, present, gone: [] });
+    shown.host.socket.deliver({ type: "members", room: token, present, gone: [], complete: false });
     shown.linked.room?.tell({ kind: "trouble", problem: problem("internal", MARKUP) });
     const elements = [...shown.el.querySelectorAll("*")].map(({ localName }) => localName);
     expect(new Set(elements)).toEqual(

@@ -290,6 +290,8 @@ export interface Members {
   readonly room: string;
   readonly present: readonly Member[];
   readonly gone: readonly string[];
+  /** Whether `present` is everyone there is. */
+  readonly complete: boolean;
 }
 
 /** A request was refused; `id` and `room` say which. */
@@ -508,6 +510,7 @@ const downstream = {
     room: string,
     present: or(list(member), []),
     gone: or(list(string), []),
+    complete: or(bool, false),
   }),
   error: tagged<Failure, "type">("type", "error", { problem, id: maybe(int), room: maybe(string) }),
   bye: tagged<Bye, "type">("type", "bye", { problem, room: maybe(string), retry_after: maybe(real) }),

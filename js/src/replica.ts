@@ -228,7 +228,7 @@ export class Replica {
         }
         return NOTHING;
       case "members":
-        return this.membership(message.present, message.gone);
+        return this.membership(message.present, message.complete ? this.unnamed(message.present) : message.gone);
     }
   }
 
@@ -286,6 +286,12 @@ export class Replica {
     if (this.catchingUp) return NOTHING;
     this.catchingUp = true;
     return { ...NOTHING, send: [this.position()] };
+  }
+
+  /** The members known here that a complete list does not name. */
+  private unnamed(present: readonly Member[]): string[] {
+    const named = new Set(present.map((member) => member.id));
+    return [...this.members.keys()].filter((id) => !named.has(id));
   }
 
   private membership(present: readonly Member[], gone: readonly string[]): News {

@@ -289,6 +289,16 @@ describe("a room the server lost", () => {
     expect(brief(await said(host))).toEqual(["join r S"]);
   });
 
+  test("also when a join was not answered before the socket went", async () => {
+    const { host, rooms } = await inRoom();
+    rooms.enter("r", "T", () => {});
+    await reconnected(host);
+    host.socket.deliver(welcome());
+    await said(host);
+    host.socket.deliver(lost);
+    expect(brief(await said(host))).toEqual(["join r S", "join r T"]);
+  });
+
   test("also when only a write is left of this page in it", async () => {
     const { host, room, leave } = await inRoom();
     write(room, 2);
@@ -384,7 +394,7 @@ describe("the end of a room", () => {
 describe("telling", () => {
   test("everyone hears of the members, of the link, and of what others write", async () => {
     const { host, room, told } = await inRoom();
-    host.socket.deliver({ type: "members", room: "r", present: [person("k")], gone: [] }, entry(6, 3));
+    host.socket.deliver({ type: "members", room: "r", present: [person("k")], gone: [], complete: false }, entry(6, 3));
     host.socket.drop();
     expect(told.map((item) => (item.kind === "link" ? item.link.kind : item.kind))).toEqual(["news", "news", "offline"]);
     expect([...room.replica.members.keys()]).toEqual(["k"]);

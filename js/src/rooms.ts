@@ -1,7 +1,8 @@
 // The rooms of a page: one replica per token, fed by the page's one connection, read by any number of views.
 
+import { encode, fragments } from "./codec";
 import { Connection, type Host, type LinkState, problemOf, type Speaker } from "./connection";
-import type { SharedWidgetsError } from "./errors";
+import { type SharedWidgetsError, TooLarge } from "./errors";
 import type { Place } from "./locate";
 import { type Downstream, type Hello, type Op, type Problem, type Resume, type Upstream, write } from "./protocol";
 import { type News, Replica } from "./replica";
@@ -45,6 +46,7 @@ export class PageRoom {
   }
 
   write(ops: readonly Op[]): void {
+    this.rooms.checkSize(this.token, ops);
     const news = this.replica.write(ops, { group: ops.length > 1 });
     this.tell({ kind: "news", news });
     this.rooms.wake();
@@ -100,6 +102,17 @@ export class Rooms implements Speaker {
       left = true;
     };
     return { room, leave };
+  }
+
+  /** A push the server could only refuse by hanging up would be sent again for ever: it is refused here. */
+  checkSize(room: string, ops: readonly Op[]): void {
+    if (this.link.kind !== "live") return;
+    const limit = this.link.welcome.limits.push_bytes;
+    const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, depth: 0 });
+    // UTF-8 has at most three bytes for a UTF-16 unit.
+    if (frame.length * 3 > limit && fragments(frame, limit).length > 1) {
+      throw new TooLarge(`these writes are larger than the ${limit} bytes of one push`, { room, expected: `≤ ${limit} bytes` });
+    }
   }
 
   wake(): void {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import math
 import os
 from importlib import resources
 from importlib.metadata import version as distribution_version
@@ -64,8 +65,9 @@ class SharedWidgetsApp(ExtensionApp):
         for name, number in proposal.value.items():
             if name not in _DEFAULTS:
                 raise TraitError(f"SharedWidgetsApp.limits has no {name!r}; it has {', '.join(_DEFAULTS)}")
-            if not number > 0:
-                raise TraitError(f"SharedWidgetsApp.limits[{name!r}] must be above 0, not {number}")
+            least = 1 if isinstance(_DEFAULTS[name], int) else 0
+            if not (math.isfinite(number) and number > 0 and number >= least):
+                raise TraitError(f"SharedWidgetsApp.limits[{name!r}] must be a number above 0, not {number}")
         return {**proposal.value}
 
     def effective_limits(self) -> Limits:

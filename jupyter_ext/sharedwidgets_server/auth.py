@@ -7,6 +7,7 @@ constant time; a wrong one is refused and never falls back to a cookie.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
@@ -26,6 +27,7 @@ else:
 
 SCHEME = "SharedWidgets"
 SECRET_PREFIX = "sw1-"
+KEY_BYTES = 32
 
 
 class Keys:
@@ -44,16 +46,28 @@ class Keys:
 
     @classmethod
     def load(cls, path: Path) -> Keys:
-        """The key in a file of mode 0600; made when it is missing."""
+        """The key in a file of mode 0600; made when it is missing or was never written whole."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held: bytes | None = None
+        with contextlib.suppress(FileNotFoundError):
+            path.chmod(0o600)
+            held = path.read_bytes()
+            if len(held) == KEY_BYTES:
+                return cls(held)
+        # Seen by nobody before it is whole: secrets of an empty key could be computed by anyone.
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            if held is None:
+                os.link(draft, path)
+            else:
+                draft.replace(path)
         except FileExistsError:
-            return cls(path.read_bytes())
-        with os.fdopen(descriptor, "wb") as file:
-            key = secrets.token_bytes(32)
-            file.write(key)
-        return cls(key)
+            pass  # another server that starts right now was first
+        finally:
+            draft.unlink(missing_ok=True)
+        return cls(path.read_bytes())
 
     def opens(self, secret: str) -> bool:
         """Whether this is the scoped secret."""
@@ -73,7 +87,7 @@ class Keys:
         return user if hmac.compare_digest(secret.encode("utf-8", "surrogateescape"), proof.encode()) else None
 
     def _derive(self, *parts: str) -> str:
-        text = "\0".join(parts).encode("utf-8", "surrogateescape")
+        text = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogateescape")
         digest = hmac.digest(self._key, text, hashlib.sha256)
         return _base64(digest)
 

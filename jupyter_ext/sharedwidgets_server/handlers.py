@@ -17,10 +17,12 @@ from sharedwidgets.core.protocol import Audience, Member, Op, Set, StateImage
 from sharedwidgets.core.room import Author
 from sharedwidgets.errors import (
     Forbidden,
+    GoingAway,
     InvalidToken,
     InvalidValue,
     Malformed,
     NoSuchPath,
+    NoSuchRoom,
     NotFound,
     RevisionMismatch,
     SchemaConflict,
@@ -45,6 +47,7 @@ STATUS: list[tuple[type[SharedWidgetsError], int]] = [
     (TooLarge, 413),
     (InvalidValue, 422),
     (StoreFailed, 503),
+    (GoingAway, 503),
 ]
 
 
@@ -119,7 +122,11 @@ class RoomListHandler(RoomsHandler):
         """The rooms there are: token, seq, state names, number of members."""
         rooms = []
         for token in await self.manager.tokens():
-            view = await self.manager.view(token, self.audience)
+            try:
+                view = await self.manager.view(token, self.audience)
+            except NoSuchRoom:
+                # Deleted since it was listed.
+                continue
             rooms.append({"token": token, "seq": view.seq, "states": sorted(view.states), "members": len(view.members)})
         self.answer({"rooms": rooms})
 
@@ -153,6 +160,10 @@ class RoomHandler(RoomsHandler):
         await self.manager.delete(token)
         self.set_status(204)
         self.finish()
+
+    def check_etag_header(self) -> bool:
+        """Never 304: the members are part of the answer and not of the revision."""
+        return False
 
     def compute_etag(self) -> str | None:
         """The revision that was answered; Tornado would hash the body instead."""

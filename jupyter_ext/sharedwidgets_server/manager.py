@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -31,6 +32,7 @@ from sharedwidgets.core.protocol import (
     Nack,
     Op,
     Ping,
+    Pong,
     Push,
     Resend,
     Resume,
@@ -75,6 +77,8 @@ BACKLOG = 1000
 SLOW_SECONDS = 0.05
 STORE_RETRY_SECONDS = 5.0
 STORE_TRIES = 3
+# Seconds a server that stops waits for its words of farewell to be read.
+GOODBYE_SECONDS = 1.0
 
 
 @dataclass(eq=False)
@@ -181,6 +185,7 @@ class RoomManager:
         self._tickets = itertools.count(1)
         self._answers: dict[int, asyncio.Future[int]] = {}
         self._timer: asyncio.Task[None] | None = None
+        self._left = asyncio.Event()
 
     def start(self) -> None:
         """Begin to keep time; needs a running loop."""
@@ -191,12 +196,22 @@ class RoomManager:
         """Say goodbye to everyone and let go of tasks and store."""
         if self._timer is not None:
             self._timer.cancel()
+        going = GoingAway("the server is shutting down; try again when it is back")
+        queues = [self._queues.pop(token) for token in list(self._queues)]
+        for queue in queues:
+            queue.stop(going)
         for connection in list(self.connections.values()):
-            connection.outbox.control(Bye(problem=problem(GoingAway("the server is shutting down")), retry_after=1.0))
-        for queue in list(self._queues.values()):
-            queue.stop()
-        self._queues.clear()
+            connection.outbox.control(Bye(problem=problem(going), retry_after=1.0))
+            connection.close()
+        await asyncio.gather(*(queue.ended() for queue in queues))
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(self._everyone_left(), GOODBYE_SECONDS)
         await self.store.close()
+
+    async def _everyone_left(self) -> None:
+        while self.connections:
+            self._left.clear()
+            await self._left.wait()
 
     # --- connections
 
@@ -209,8 +224,7 @@ class RoomManager:
         older = self.connections.get(author.boot)
         self.connections[author.boot] = connection
         if replaced is not None:
-            for token in replaced.rooms:
-                self._queue(token).put(_Disconnected(author.boot))
+            self._disconnected(author.boot, replaced.rooms)
         if older is not None:
             older.outbox.control(Bye(problem=problem(Replaced("another connection of the same process took over"))))
             older.close()
@@ -229,7 +243,8 @@ class RoomManager:
             case Join() | Resume():
                 self._enter(connection, message.room, message)
             case Leave():
-                self._queue(message.room).put(_FromClient(author, message))
+                if message.room in self._queues:
+                    self._queues[message.room].put(_FromClient(author, message))
                 if message.state is None:
                     self.registry.leave(author.boot, message.room)
                     connection.outbox.forget(message.room)
@@ -243,6 +258,8 @@ class RoomManager:
                 if queue.backlog > BACKLOG:
                     connection.outbox.control(Slow(delay=SLOW_SECONDS))
                     await queue.caught_up()
+            case Ping():
+                connection.outbox.control(Pong(id=message.id))
             case _:
                 raise AssertionError(f"{type(message).__name__} is answered at the door")
         await connection.outbox.room_made()
@@ -250,10 +267,15 @@ class RoomManager:
     def closed(self, connection: Connection) -> None:
         """The socket is gone."""
         boot = connection.author.boot
-        for token in self.registry.drop(boot, connection.generation):
-            self._queue(token).put(_Disconnected(boot))
+        self._disconnected(boot, self.registry.drop(boot, connection.generation))
         if self.connections.get(boot) is connection:
             del self.connections[boot]
+            self._left.set()
+
+    def _disconnected(self, boot: str, rooms: Iterable[str]) -> None:
+        for token in rooms:
+            if token in self._queues:
+                self._queues[token].put(_Disconnected(boot))
 
     def catch_up(self, connection: Connection, token: str) -> None:
         """A lagging connection has room again: the room tells it what it missed."""
@@ -349,9 +371,7 @@ class RoomManager:
     def emptied(self, token: str, *, worthless: bool) -> None:
         """Nobody is in a room: its time runs; one that never held anything is let go at once."""
         if worthless:
-            queue = self._queues.pop(token, None)
-            if queue is not None:
-                queue.stop()
+            self._let_go(token)
         else:
             self.registry.emptied(token, self.clock())
 
@@ -367,15 +387,21 @@ class RoomManager:
             now = self.clock()
             for queue in list(self._queues.values()):
                 queue.look_at_clock(now)
-            for token in self.registry.expired(now):
+            # All are let go before the first is waited for: whoever joins meanwhile gets a room of its own.
+            expired = self.registry.expired(now)
+            for token in expired:
+                self._let_go(token)
+            for token in expired:
                 await self._forget(token)
             for connection in list(self.connections.values()):
                 self._heartbeat(connection, now)
 
-    async def _forget(self, token: str) -> None:
+    def _let_go(self, token: str) -> None:
         queue = self._queues.pop(token, None)
         if queue is not None:
-            queue.stop()
+            queue.stop(NoSuchRoom(f"there is no room {token!r} any more", room=token))
+
+    async def _forget(self, token: str) -> None:
         try:
             await self.store.delete(token)
         except Exception:
@@ -387,6 +413,8 @@ class RoomManager:
         if silent > self.limits.dead_seconds:
             connection.outbox.control(Bye(problem=problem(Silent(f"nothing was heard for {silent:.0f} s"))))
             connection.close()
+            # Its socket may take long to notice; its member is away from now on.
+            self.closed(connection)
         elif silent > self.limits.heartbeat_seconds and now - connection.pinged > self.limits.heartbeat_seconds:
             connection.pinged = now
             connection.outbox.control(Ping(id=0))
@@ -405,6 +433,8 @@ class RoomQueue:
         self._failures = 0
         self._run = _Run()
         self._readers: dict[str, Audience] = {}
+        # What is decided and not told yet.
+        self._window: list[_Input] = []
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     @property
@@ -427,9 +457,24 @@ class RoomQueue:
         if self._deadline is not None and self._deadline <= now:
             self._wake.set()
 
-    def stop(self) -> None:
-        """End the task; what waits is not decided."""
+    def stop(self, why: SharedWidgetsError) -> None:
+        """End the task; what waits is not decided, and who waits for an answer is told `why`."""
         self._task.cancel()
+        for item in (*self._window, *self._inputs):
+            match item:
+                case _Request(ticket=ticket):
+                    self._manager.answer(ticket, why)
+                case _Look(answer=answer) if not answer.done():
+                    answer.set_exception(why)
+                case _Delete(answer=answer) if not answer.done():
+                    answer.set_exception(why)
+                case _:
+                    pass
+        self._short.set()
+
+    async def ended(self) -> None:
+        """Wait until the task is no more."""
+        await asyncio.wait([self._task])
 
     async def _work(self) -> None:
         room = await self._load()
@@ -439,6 +484,7 @@ class RoomQueue:
             while self._inputs or self._due():
                 effects: list[Effect | _Show] = []
                 batch = [self._inputs.popleft() for _ in range(min(BATCH, len(self._inputs)))]
+                self._window = [*batch]
                 # What cannot be decided with the rest ends the window: a deletion, or an input that breaks the room.
                 last: _Input | None = None
                 for count, item in enumerate(batch, 1):
@@ -464,6 +510,7 @@ class RoomQueue:
                     room = await self._deleted(room, last)
                 elif last is not None:
                     room = await self._without(room, last)
+                self._window = []
                 self._deadline = room.next_deadline()
                 # Whoever woke in this turn of the loop goes into the next window.
                 await asyncio.sleep(0)
@@ -519,6 +566,9 @@ class RoomQueue:
                 if not _is_verdict(message):
                     self._flush(room)
                 self._send(boot, message)
+                if isinstance(message, Failure) and boot not in self._readers:
+                    # A join that was refused holds no room.
+                    self._manager.registry.leave(boot, self.token)
             case Attach():
                 self._flush(room)
                 self._readers[effect.boot] = effect.audience
@@ -574,12 +624,13 @@ class RoomQueue:
 
         Pushes come again from their authors, who are asked to; whatever else was decided is decided once more.
         """
+        fresh = await self._reloaded(room)
+        written = (fresh.incarnation, fresh.seq) == (room.incarnation, room.seq)
+        failed = StoreFailed("the room could not be written down; nothing was changed, try again", room=self.token)
         for effect in effects:
             if isinstance(effect, Answer):
-                failed = StoreFailed("the room could not be written down; nothing was changed, try again", room=self.token)
-                self._manager.answer(effect.ticket, failed)
+                self._manager.answer(effect.ticket, effect.outcome if written else failed)
         await self._back_off()
-        fresh = await self._reloaded(room)
         again = [
             item
             for item in batch

@@ -72,6 +72,7 @@ class Outbox:
         self._progress = clock()
         self._writing = False
         self._finishing = False
+        self._closed = False
         self._wake = asyncio.Event()
         self._room_made = asyncio.Event()
         self.lagging: set[str] = set()
@@ -90,6 +91,9 @@ class Outbox:
             self.cursors[message.room] = Cursor(message.incarnation, message.epoch, message.seq)
             self.lagging.discard(message.room)
         elif isinstance(message, Entries):
+            if message.room in self.lagging and message.prev > self.cursors[message.room].seq:
+                # The answer about one verdict, not what was missed: catching up tells both.
+                return
             self._move(message)
             self.lagging.discard(message.room)
         frame = codec.encode(message).frame()
@@ -118,7 +122,7 @@ class Outbox:
 
     async def room_made(self) -> None:
         """Wait until the queue is short enough to answer what the peer asks next."""
-        while self._queued > self._limits.outbox_drop_bytes:
+        while self._queued > self._limits.outbox_drop_bytes and not self._closed:
             self._room_made.clear()
             await self._room_made.wait()
 
@@ -148,6 +152,11 @@ class Outbox:
         """Nothing more will be queued: write the rest and let `run` return."""
         self._finishing = True
         self._wake.set()
+
+    def close(self) -> None:
+        """Nothing more will be written: let go of whoever waits for room."""
+        self._closed = True
+        self._room_made.set()
 
     def _put(self, item: _Control | _Frame) -> None:
         self._queue.append(item)
@@ -185,9 +194,10 @@ class Outbox:
                 continue
             self.dropped += 1
             room = item.message.room
-            if room not in self.lagging:
+            held = self.cursors.get(room)
+            # Without a cursor the room was left meanwhile: nobody misses what is let go.
+            if held is not None and room not in self.lagging:
                 self.lagging.add(room)
-                held = self.cursors[room]
                 self.cursors[room] = Cursor(held.incarnation, item.message.epoch, item.message.prev)
         self._queue = kept
         self._queued = sum(item.size for item in kept)

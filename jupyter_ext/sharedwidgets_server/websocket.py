@@ -23,7 +23,6 @@ from sharedwidgets.core.protocol import (
     Kind,
     Limits,
     Member,
-    Ping,
     Pong,
     Welcome,
 )
@@ -65,6 +64,7 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
         self._patience: asyncio.TimerHandle | None = None
         self._assembler = codec.Assembler(self.limits.hello_bytes)
         self._may_write = False
+        self._refused = False
 
     @property
     def limits(self) -> Limits:
@@ -100,12 +100,16 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
 
     async def on_message(self, frame: Frame) -> None:
         """Take in one frame; the next is read when this is done, which is the back-pressure."""
+        if self._refused:
+            # Tornado hands over what was sent before our close was heard; it must not act.
+            return
         try:
             self._measure(frame)
             whole = self._assembler.feed(frame)
             if whole is None:
-                if self._patience is None:
-                    self._wait(self.limits.hello_seconds, "the rest of a fragmented message did not come in time")
+                self._wait(self.limits.hello_seconds, "the rest of a fragmented message did not come in time")
+                if self._connection is not None:
+                    self._connection.heard = self.manager.clock()
                 return
             message = codec.decode_upstream(whole)
             if self._connection is None:
@@ -119,8 +123,6 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
             match message:
                 case Hello():
                     raise Unexpected("hello came twice on one connection", expected="no second hello")
-                case Ping():
-                    self._connection.outbox.control(Pong(id=message.id))
                 case Pong():
                     pass
                 case _:
@@ -134,6 +136,7 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
         if self._writer is not None:
             self._writer.cancel()
         if self._connection is not None:
+            self._connection.outbox.close()
             self.manager.closed(self._connection)
 
     def _measure(self, frame: Frame) -> None:
@@ -238,6 +241,7 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
 
     async def _refuse(self, error: SharedWidgetsError) -> None:
         """The peer broke a rule of the wire: say which, and end the connection."""
+        self._refused = True
         self.log.warning("sharedwidgets: a client was refused: %s", error)
         bye = Bye(problem=problem(error))
         if self._connection is not None:

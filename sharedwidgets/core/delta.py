@@ -149,16 +149,17 @@ def decided(op: Op, result: Value) -> Op:
 
 
 def weight(op: Op) -> int:
-    """About how many bytes an op brings."""
+    """About how many bytes an op brings, the keys on its way included."""
+    keys = sum(map(size, op.path[1:]))
     match op:
         case Set():
-            return size(op.value)
+            return keys + size(op.value)
         case Append():
-            return size(list(op.items))
+            return keys + size(list(op.items))
         case Splice():
-            return size(op.insert)
+            return keys + size(op.insert)
         case _:
-            return 0
+            return keys
 
 
 def for_frontends(entry: Entry, states: Mapping[str, State]) -> Entry | None:
@@ -167,7 +168,8 @@ def for_frontends(entry: Entry, states: Mapping[str, State]) -> Entry | None:
     for op in entry.ops:
         if isinstance(op, Define):
             schema = {trait: item for trait, item in op.schema.items() if not item.kernel_only}
-            if schema or not op.schema:
+            # A state is there for everyone, even one that has nothing to show: as a snapshot tells it (G5).
+            if schema or len(op.schema) == len(states[op.state].schema):
                 ops.append(Define(state=op.state, schema=schema, values={trait: op.values[trait] for trait in schema}))
         elif not states[op.state].schema[op.path[0]].kernel_only:
             ops.append(op)

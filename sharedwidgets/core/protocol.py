@@ -316,11 +316,12 @@ class Resend(Wire, frozen=True, kw_only=True, tag_field="type", tag="resend"):
 
 
 class Members(Wire, frozen=True, kw_only=True, tag_field="type", tag="members"):
-    """Who came or changed, and who went."""
+    """Who came or changed, and who went; with `complete`, everyone there is."""
 
     room: str
     present: tuple[Member, ...] = ()
     gone: tuple[str, ...] = ()
+    complete: bool = False
 
 
 class Failure(Wire, frozen=True, kw_only=True, tag_field="type", tag="error"):

@@ -263,12 +263,17 @@ class Replica:
                 last = message.through or message.n
                 return self._drop(lambda push: message.n <= push.n <= last, message.problem, message.values)
             case Resend():
+                if message.n < self.position().lowest:
+                    # The server forgot a verdict it gave: it must move on to where this boot is (H8).
+                    return News(send=[self.position()])
                 for push in self._pending:
                     if push.n >= message.n:
                         push.sent, push.whole = False, True
                 return News()
             case Members():
-                return self._membership(message.present, message.gone)
+                named = {member.id for member in message.present}
+                missing = [name for name in self.members if name not in named] if message.complete else []
+                return self._membership(message.present, [*message.gone, *missing])
 
     def abandon(self, problem: Problem) -> News:
         """Give up every pending push: each is refused with `problem` and leaves the view."""
@@ -381,11 +386,13 @@ class Replica:
     def _compressed(self, index: int) -> tuple[Op, ...]:
         """The ops of a push as they travel: large values as a splice, where this replica knows what the server holds."""
         push = self._pending[index]
+        # Until the answer to a `Resume` came, the server's log may be another one, with other revisions (H18).
+        whole = push.whole or self._catching_up
         earlier = {(op.state, op.path[0]) for other in self._pending[:index] for op in other.ops}
         ops: list[Op] = []
         for op in push.ops:
             key = (op.state, op.path[0])
-            if isinstance(op, Set) and op.if_rev is None and not push.whole and key not in earlier:
+            if isinstance(op, Set) and op.if_rev is None and not whole and key not in earlier:
                 held = self.states.get(op.state, State()).values
                 base = _below(held.get(op.path[0]), op.path[1:])
                 ops.append(delta.compress(op, base, self.seq))

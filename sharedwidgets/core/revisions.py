@@ -18,22 +18,23 @@ class Revisions:
     def __init__(self, floor: int = 0) -> None:
         self._floor = floor
         self._paths: dict[tuple[str, str], dict[Path, int]] = {}
-        # A deleted key leaves no number of its own behind; for absent keys the trait's last deletion stands.
-        self._deleted: dict[tuple[str, str], int] = {}
+        # A deleted key leaves no number of its own behind: the last deletion in a dict stands at the path of that dict.
+        self._deleted: dict[tuple[str, str], dict[Path, int]] = {}
 
     def of(self, state: str, path: Path) -> int:
         """The seq of the last change at a path, above it, or below it."""
         key = (state, path[0])
         known = self._paths.get(key, {})
         related = [seq for other, seq in known.items() if other[: len(path)] == path or path[: len(other)] == other]
-        if path not in known:
-            related.append(self._deleted.get(key, 0))
+        for holder, seq in self._deleted.get(key, {}).items():
+            if holder[: len(path)] == path or (path not in known and path[: len(holder)] == holder):
+                related.append(seq)
         return max([self._floor, *related])
 
     def of_state(self, state: str) -> int:
         """The seq of the last change anywhere in a state."""
         numbers = [max(known.values(), default=0) for key, known in self._paths.items() if key[0] == state]
-        numbers += [seq for key, seq in self._deleted.items() if key[0] == state]
+        numbers += [max(gone.values(), default=0) for key, gone in self._deleted.items() if key[0] == state]
         return max([self._floor, *numbers])
 
     def note(self, entry: Entry) -> None:
@@ -42,12 +43,13 @@ class Revisions:
             match op:
                 case Set() | Delete() | Inc() | AppendOp() | Splice():
                     key = (op.state, op.path[0])
-                    known = self._paths.setdefault(key, {})
+                    known, gone = self._paths.setdefault(key, {}), self._deleted.setdefault(key, {})
                     if isinstance(op, (Set, Delete)):
-                        for other in [other for other in known if other[: len(op.path)] == op.path]:
-                            del known[other]
+                        for numbers in (known, gone):
+                            for other in [other for other in numbers if other[: len(op.path)] == op.path]:
+                                del numbers[other]
                     if isinstance(op, Delete):
-                        self._deleted[key] = entry.seq
+                        gone[op.path[:-1]] = entry.seq
                     else:
                         known[op.path] = entry.seq
                 case _:

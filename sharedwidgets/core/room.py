@@ -159,7 +159,7 @@ class Send:
     """To one boot."""
 
     boot: str
-    message: Snapshot | Joined | Entries | Nack | Resend | Failure | Bye
+    message: Snapshot | Joined | Entries | Nack | Resend | Members | Failure | Bye
 
 
 @dataclass(frozen=True)
@@ -307,11 +307,16 @@ class Room:
         if author is None:
             return effects
         effects.append(Detach(boot))
+        if boot in self.marks:
+            # Its time runs from now: it was heard until it went.
+            self.marks[boot] = msgspec.structs.replace(self.marks[boot], at=now.wall)
         presence = self._presences[author.member.id]
+        before = presence.seen()
         states = presence.boots.pop(boot)
         if not presence.boots:
             presence.member = msgspec.structs.replace(presence.member, states=tuple(sorted(states)))
             presence.gone_at = now.mono + self.limits.away_seconds
+        if presence.seen() != before:
             effects.append(Tell(Members(room=self.token, present=(presence.seen(),))))
         return effects
 
@@ -475,12 +480,16 @@ class Room:
         return op
 
     def _check_base(self, op: Op, touched: bool) -> None:
-        if isinstance(op, Splice) and (touched or self._revisions.of(op.state, op.path) > op.rev):
+        if isinstance(op, Splice) and (touched or not self._unchanged(op, op.rev)):
             raise _Stale
-        if isinstance(op, Set) and op.if_rev is not None and self._revisions.of(op.state, op.path) > op.if_rev:
+        if isinstance(op, Set) and op.if_rev is not None and not self._unchanged(op, op.if_rev):
             raise RevisionMismatch(
                 f"{op.state}.{'.'.join(op.path)} changed after seq {op.if_rev}; read it again", state=op.state, path=op.path
             )
+
+    def _unchanged(self, op: Op, rev: int) -> bool:
+        """Whether the path is as it was at `rev`; a revision still to come is one of a log that was lost."""
+        return self._revisions.of(op.state, op.path) <= rev <= self.seq
 
     def _commit(
         self,
@@ -510,11 +519,13 @@ class Room:
         kept = msgspec.structs.replace(nack, values={})
         moved = Mark(n=push.n, at=now.wall, refused=(*mark.refused, kept)[-KEPT_REFUSALS:])
         self.marks[author.boot] = moved
-        return [Record(boot=author.boot, mark=moved), Send(author.boot, nack)]
+        # A mark alone does not make a room: one that never held anything is not written down.
+        record = [Record(boot=author.boot, mark=moved)] if self.seq else []
+        return [*record, Send(author.boot, nack)]
 
     def _told_again(self, author: Author, n: int, mark: Mark) -> list[Effect]:
         for nack in mark.refused:
-            if nack.n == n:
+            if nack.n <= n <= (nack.through or nack.n):
                 return [Send(author.boot, nack)]
         ack = Entries(room=self.token, epoch=self.epoch, prev=self.seq, last=self.seq, decided=n)
         return [Send(author.boot, ack)]
@@ -541,6 +552,10 @@ class Room:
         member = self._enter(author, [join.state] if join.state is not None else [])
         if fresh:
             effects += [Attach(author.boot, author.audience), Send(author.boot, self.snapshot(author.boot, author.audience))]
+            decided = self.marks.get(author.boot, Mark()).n
+            if join.resume is not None and join.resume.highest > decided:
+                # It may have sent them before it was let in, when nobody took them.
+                effects.append(self._resend(author.boot, decided + 1))
         effects.append(Send(author.boot, Joined(id=join.id, room=self.token, seq=self.seq)))
         if member is not None:
             effects.append(Tell(Members(room=self.token, present=(member,)), but=author.boot if fresh else None))
@@ -559,8 +574,9 @@ class Room:
         answer = self.catch_up(author.boot, author.audience, resume.incarnation, resume.epoch, resume.seq)
         effects.append(Send(author.boot, answer))
         if fresh and isinstance(answer, Entries):
-            effects.append(Tell(Members(room=self.token, present=self.members)))
-        elif member is not None:
+            # Who went meanwhile is in no tail: the one who comes back is told of everyone there is.
+            effects.append(Send(author.boot, Members(room=self.token, present=self.members, complete=True)))
+        if member is not None:
             effects.append(Tell(Members(room=self.token, present=(member,)), but=author.boot))
         return effects
 
@@ -568,30 +584,26 @@ class Room:
         """Settle the open numbers of a boot that comes back, and say again what was refused.
 
         A boot nobody remembers cannot be told whether its open pushes took effect, except by the one whose copy the room was
-        just made from (`mine`): that copy is from before them.
+        just made from (`mine`): that copy is from before them. In a room made anew even its first push may be in already.
         """
         mark = self.marks.get(author.boot)
         effects: list[Effect] = []
-        if mark is None and resume.lowest > 1 and not mine and resume.highest >= resume.lowest:
-            moved = Mark(n=resume.highest, at=now.wall)
+        forgotten = resume.lowest > 1 or resume.incarnation != self.incarnation
+        if mark is None and forgotten and not mine and resume.highest >= resume.lowest:
             unknown = OutcomeUnknown(
                 "the server has no record of this process; look at the value and write again if needed", room=self.token
             )
+            nack = Nack(room=self.token, n=resume.lowest, through=resume.highest, problem=problem(unknown), seq=self.seq)
+            moved = Mark(n=resume.highest, at=now.wall, refused=(nack,))
             self.marks[author.boot] = moved
-            return [
-                Record(boot=author.boot, mark=moved),
-                Send(
-                    author.boot,
-                    Nack(room=self.token, n=resume.lowest, through=resume.highest, problem=problem(unknown), seq=self.seq),
-                ),
-            ]
+            return [Record(boot=author.boot, mark=moved), Send(author.boot, nack)]
         mark = mark or Mark()
         if resume.lowest > mark.n + 1:
             self.acked_lost += 0 if mine else resume.lowest - 1 - mark.n
             mark = msgspec.structs.replace(mark, n=resume.lowest - 1, at=now.wall)
             self.marks[author.boot] = mark
             effects.append(Record(boot=author.boot, mark=mark))
-        effects += [Send(author.boot, nack) for nack in mark.refused if nack.n >= resume.lowest]
+        effects += [Send(author.boot, nack) for nack in mark.refused if (nack.through or nack.n) >= resume.lowest]
         return effects
 
     def _definition(
@@ -716,4 +728,4 @@ def _weight_at(value: Value, path: Path) -> int:
         if not isinstance(value, dict) or key not in value:
             return 0
         value = value[key]
-    return size(value)
+    return size(value) + (size(path[-1]) + 2 if len(path) > 1 else 0)

@@ -89,7 +89,7 @@ def missing(mine: Mapping[str, TraitSchema], theirs: Mapping[str, TraitSchema]) 
 
 def conflicts(mine: Mapping[str, TraitSchema], theirs: Mapping[str, TraitSchema]) -> list[str]:
     """The traits both have and disagree about."""
-    return [trait for trait, schema in theirs.items() if trait in mine and mine[trait] != schema]
+    return [trait for trait, schema in theirs.items() if trait in mine and not _agree(mine[trait], schema)]
 
 
 def replaceable(mine: TraitSchema, theirs: TraitSchema) -> bool:
@@ -106,6 +106,16 @@ def conflict(state: str, trait: str, mine: TraitSchema, theirs: TraitSchema) -> 
         path=(trait,),
         expected=_describe(mine),
     )
+
+
+def _agree(mine: TraitSchema, theirs: TraitSchema) -> bool:
+    """Equal as values are: nan is nan, and True is not 1."""
+    return same(_plain(mine), _plain(theirs))
+
+
+def _plain(schema: TraitSchema) -> Value:
+    choices = None if schema.choices is None else list(schema.choices)
+    return [schema.kind, schema.nullable, schema.kernel_only, schema.min, schema.max, choices]
 
 
 def _describe(schema: TraitSchema) -> str:

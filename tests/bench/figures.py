@@ -18,14 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sharedwidgets_server.testing import LiveServer
-from support.kernels import Kernel
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from sharedwidgets.core import codec
 from sharedwidgets.core.protocol import Entries, Hello, Inc, Join, Joined, Limits, Member, Push, Set, TraitSchema
 from sharedwidgets.core.room import Author, Now, Record, Room
+from sharedwidgets_server.testing import LiveServer
+from support.kernels import Kernel
 
 SETUP = """
 import time, ipywidgets, traitlets as t

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
 from sharedwidgets_server.testing import LiveServer
 
 ROOT = Path(__file__).resolve().parents[2]

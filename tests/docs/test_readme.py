@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sharedwidgets_server.testing import LiveServer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,10 +11,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from support.wire import Client, World, same_views
 
 from sharedwidgets.core.protocol import Append, Define, Delete, Inc, Op, Push, Set
 from sharedwidgets.errors import SharedWidgetsError
+from support.wire import Client, World, same_views
 
 SCALE = float(os.environ.get("SHAREDWIDGETS_TEST_SCALE", "0.1"))
 SCHEDULES = max(20, int(4000 * SCALE))

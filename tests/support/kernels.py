@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
-from sharedwidgets_server.testing import LiveServer
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+from sharedwidgets_server.testing import LiveServer
 
 Message = dict[str, Any]
 
@@ -34,7 +35,8 @@ class Kernel:
         self.id: str = server.ask("POST", "api/kernels", {"name": name})["id"]
         self.client = BlockingKernelClient(connection_file=str(server.runtime / f"kernel-{self.id}.json"))
         self.client.load_connection_file()
-        self.client.start_channels()
+        # Without heartbeats: on a loaded machine a kernel that is starting would be taken for dead.
+        self.client.start_channels(hb=False)
         self.client.wait_for_ready(timeout=30)
 
     def run(self, code: str, timeout: float = 30.0) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from support.wire import SCHEMA, Client, World, same_views
 
 from sharedwidgets.core.delta import State, apply_entry, fold
 from sharedwidgets.core.protocol import (
@@ -27,6 +26,7 @@ from sharedwidgets.core.protocol import (
 )
 from sharedwidgets.core.room import Send
 from sharedwidgets.errors import InvalidValue, NoSuchTrait
+from support.wire import SCHEMA, Client, World, same_views
 
 
 def put(trait: str, value: object) -> Set:
@@ -477,3 +477,28 @@ def test_h11_an_author_is_told_at_the_assignment(world: World) -> None:
             k1.write(put("tags", value))
         assert caught.value.path[0] == "tags"
     assert k1.replica.undecided == 0
+
+
+def test_members_that_went_while_one_was_away_are_gone_for_it(world: World) -> None:
+    k1, k2, p1 = clients(world)
+    world.cut(k2)
+    world.cut(p1)
+    world.time += 60
+    world.decide([], [lambda: world.room.tick(world.now())])
+    world.connect(k2)
+    world.deliver(k2)
+    gone = [member.id for news in k2.hear() for member in news.gone]
+    assert gone == ["p1"]
+    assert sorted(k2.replica.members) == ["k1", "k2"]
+    k1.hear()
+    assert sorted(k1.replica.members) == ["k1", "k2"]
+
+
+def test_a_refused_push_makes_no_room(world: World) -> None:
+    empty = World()
+    k1 = empty.client("k1")
+    k1.connected = True
+    k1.up += [Join(id=1, room="r"), Push(room="r", n=1, ops=(add(),))]
+    empty.deliver(k1)
+    assert [message.problem.code for message in k1.down if isinstance(message, Nack)] == ["no-such-state"]
+    assert (empty.log, empty.marks) == ([], {})

@@ -1,0 +1,918 @@
+"""The authority over one token: what it decides, in effects; whole schedules are in ``tests/property``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from sharedwidgets.core.protocol import (
+    Append,
+    Bye,
+    Delete,
+    Entries,
+    Failure,
+    Inc,
+    Joined,
+    Leave,
+    Limits,
+    Members,
+    Nack,
+    Op,
+    Resend,
+    Resume,
+    Snapshot,
+    Splice,
+    TraitSchema,
+)
+from sharedwidgets.core.replica import Replica
+from sharedwidgets.core.room import (
+    KEPT_MARKS,
+    KEPT_REFUSALS,
+    Answer,
+    Attach,
+    Detach,
+    Effect,
+    Mark,
+    Now,
+    Record,
+    Room,
+    Send,
+    Tell,
+    problem,
+)
+from sharedwidgets.core.values import size
+from sharedwidgets.errors import InvalidValue, NoSuchTrait, RevisionMismatch, SharedWidgetsError
+from support.build import (
+    NOW,
+    SCHEMA,
+    VALUES,
+    author,
+    empty_room,
+    held,
+    join,
+    later,
+    only,
+    push,
+    put,
+    records,
+    resume,
+    room_with,
+    sent,
+)
+
+K1, K2, P1 = author("k1"), author("k2"), author("p1")
+
+
+@pytest.fixture
+def room() -> Room:
+    """Two kernels and a page in a room at seq 1."""
+    return room_with(K1, K2, P1)
+
+
+def inc(path: str, by: float = 1) -> Inc:
+    return Inc(state="S", path=tuple(path.split(".")), by=by)
+
+
+def splice(path: str, insert: Any, rev: int) -> Splice:
+    return Splice(state="S", path=tuple(path.split(".")), rev=rev, at=0, remove=0, insert=insert)
+
+
+def code(effects: Sequence[Effect]) -> str:
+    """The code of the one refusal."""
+    return only(effects, Nack).problem.code
+
+
+def told(effects: Sequence[Effect]) -> list[Members]:
+    return [effect.message for effect in effects if isinstance(effect, Tell)]
+
+
+def reloaded(room: Room, *, epoch: str = "e2", **changed: Any) -> Room:
+    """The room as a store would give it back."""
+    return empty_room(limits=room.limits, image=msgspec.structs.replace(room.image(), **changed), epoch=epoch)
+
+
+def bytes_of(room: Room) -> int:
+    return sum(size(value) for state in room.states.values() for value in state.values.values())
+
+
+# --- writing
+
+
+def test_g1_g3_an_entry_takes_the_next_seq_and_its_mark_goes_with_it(room: Room) -> None:
+    (record,) = room.receive(K1, push(1, put("count", 3), put("tags.a", 1), depth=2), later(1))
+    assert isinstance(record, Record)
+    assert record.entry is not None
+    assert (record.entry.seq, record.entry.depth, record.entry.at) == (2, 2, later(1).wall)
+    assert (record.entry.by.id, record.entry.by.kind, record.entry.by.user) == ("m-k1", "kernel", "ana")
+    assert (record.boot, record.mark) == ("k1", Mark(n=1, at=later(1).wall))
+    assert (room.seq, room.marks["k1"].n, room.revision("S")) == (2, 1, 2)
+    assert held(room) == {**VALUES, "count": 3, "tags": {"a": 1}}
+
+
+def test_a_sum_is_told_with_its_result(room: Room) -> None:
+    (record,) = records(room.receive(K1, push(1, inc("count", 2)), NOW))
+    (again,) = records(room.receive(K2, push(1, Inc(state="S", path=("count",), by=3, value=999)), NOW))
+    assert record.entry is not None
+    assert again.entry is not None
+    assert [item.entry.ops[0].value for item in (record, again)] == [2, 5]  # type: ignore[union-attr]
+
+
+def test_g2_a_gap_in_n_is_asked_for_once_and_the_rest_waits(room: Room) -> None:
+    assert room.receive(K1, push(3, inc("count")), NOW) == [Send("k1", Resend(room="r", n=1))]
+    assert room.receive(K1, push(2, inc("count")), NOW) == []
+    assert room.receive(K1, push(4, inc("count")), NOW) == []
+    for n in (1, 2):
+        assert records(room.receive(K1, push(n, inc("count")), NOW))
+    assert room.receive(K1, push(4, inc("count")), NOW) == [Send("k1", Resend(room="r", n=3))]
+    assert held(room)["count"] == 2
+
+
+def test_g3_what_was_decided_is_told_again_and_not_done_again(room: Room) -> None:
+    room.receive(K1, push(1, inc("count")), NOW)
+    room.receive(K2, push(1, inc("count")), NOW)
+    assert room.receive(K1, push(1, inc("count")), NOW) == [
+        Send("k1", Entries(room="r", epoch="e1", prev=3, last=3, decided=1))
+    ]
+    assert (room.seq, held(room)["count"]) == (3, 2)
+
+
+def test_g4_a_refusal_is_final_has_no_effect_and_is_told_again(room: Room) -> None:
+    before = dict(held(room))
+    effects = room.receive(K1, push(1, put("title", "x"), put("level", 11)), NOW)
+    nack = only(effects, Nack, "k1")
+    assert (nack.n, nack.problem.code, nack.seq) == (1, "invalid-value", 1)
+    assert nack.values == {"S": {"title": "", "level": 0}}
+    assert nack.problem.path == ("level",)
+    (record,) = records(effects)
+    assert (record.entry, record.boot) == (None, "k1")
+    assert record.mark is not None
+    assert record.mark.refused == (msgspec.structs.replace(nack, values={}),)
+    assert (held(room), room.seq) == (before, 1)
+    room.receive(K1, push(2, inc("count")), NOW)
+    assert only(room.receive(K1, push(1, put("level", 11)), NOW), Nack).n == 1
+    assert not sent(room.receive(K1, push(2, inc("count")), NOW), Nack)
+
+
+def test_refusals_are_kept_for_a_while(room: Room) -> None:
+    for n in range(1, KEPT_REFUSALS + 2):
+        room.receive(K1, push(n, put("level", 11)), NOW)
+    kept = room.marks["k1"].refused
+    assert [nack.n for nack in kept] == list(range(2, KEPT_REFUSALS + 2))
+
+
+def test_who_is_not_in_the_room_does_not_write() -> None:
+    room = room_with(K1)
+    failure = only(room.receive(K2, push(1, inc("count")), NOW), Failure, "k2")
+    assert (failure.problem.code, failure.room, failure.id) == ("no-such-room", "r", None)
+    assert (room.seq, room.marks) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("ops", "limits", "expected"),
+    [
+        ([inc("count")] * 3, Limits(push_ops=2), "too-large"),
+        ([put("title", "x" * 200)], Limits(op_bytes=100), "too-large"),
+        ([put("tags." + "k" * 200, 1)], Limits(op_bytes=100), "too-large"),
+        ([put("title", "x" * 200)], Limits(room_bytes=200), "too-large"),
+        ([put("nope", 1)], Limits(), "no-such-trait"),
+        ([put("count", 1, state="T")], Limits(), "no-such-state"),
+        ([put("tags.a.b", 1)], Limits(), "no-such-path"),
+        ([put("level", -1)], Limits(), "invalid-value"),
+        ([put("count", None)], Limits(), "invalid-value"),
+        ([Delete(state="S", path=("count",))], Limits(), "invalid-value"),
+        ([put("count", 1, if_rev=0)], Limits(), "revision-mismatch"),
+    ],
+)
+def test_g10_a_push_beyond_the_rules_is_refused_whole(ops: list[Op], limits: Limits, expected: str) -> None:
+    room = room_with(K1, limits=limits)
+    before = dict(held(room))
+    effects = room.receive(K1, push(1, inc("count"), *ops) if len(ops) == 1 else push(1, *ops), NOW)
+    assert code(effects) == expected
+    assert (held(room), room.seq, room.bytes) == (before, 1, bytes_of(room))
+
+
+def test_a_limit_is_what_still_fits() -> None:
+    room = room_with(K1, limits=Limits(push_ops=2, room_bytes=bytes_of(room_with(K1)) + 10))
+    assert records(room.receive(K1, push(1, inc("count"), inc("count")), NOW))[0].entry
+    assert records(room.receive(K1, push(2, put("title", "x" * 10)), NOW))[0].entry
+    assert code(room.receive(K1, push(3, put("tags.a", 1)), NOW)) == "too-large"
+    # What takes room away is never too large.
+    assert records(room.receive(K1, push(4, put("title", "x" * 9)), NOW))[0].entry
+
+
+@pytest.mark.parametrize(
+    ("path", "op"),
+    [
+        ("items", lambda value: put("items", value)),
+        ("tags.a", lambda value: put("tags.a", value)),
+        ("items", lambda value: Append(state="S", path=("items",), items=(*value,))),
+        ("items", lambda value: splice("items", value, 1)),
+    ],
+    ids=["set", "below a key", "append", "splice"],
+)
+def test_h11_depth_is_checked_here_too(room: Room, path: str, op: Any) -> None:
+    fits: Any = []
+    for _ in range(31 - path.count(".")):
+        fits = [fits]
+    assert code(room.receive(K1, push(1, op([fits])), NOW)) == "invalid-value"
+    assert records(room.receive(K1, push(2, op(fits)), NOW))[0].entry
+
+
+def test_who_may_only_read_is_told_so() -> None:
+    reader = author("p9", may_write=False)
+    room = room_with(K1, reader)
+    assert code(room.receive(reader, push(1, inc("count")), NOW)) == "forbidden"
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        [put("tags." + "k" * 100, 1)],
+        [put("tags.a", {"x": "y"}), Delete(state="S", path=("tags", "a"))],
+        [put("tags.a", {"x": "y"}), put("tags.a.x", "z" * 50), inc("count", 2**60)],
+        [put("items", [1]), Append(state="S", path=("items",), items=("é", b"x"))],
+        [Delete(state="S", path=("tags", "gone"))],
+        [put("title", "x" * 100), put("title", "")],
+    ],
+)
+def test_the_room_knows_how_many_bytes_it_holds(room: Room, ops: list[Op]) -> None:
+    """Found by the simulation: keys were not counted, so a dict of long keys grew without a limit."""
+    for n, op in enumerate(ops, 1):
+        room.receive(K1, push(n, op), NOW)
+        assert room.bytes == bytes_of(room)
+    room.receive(K1, push(len(ops) + 1, *ops), NOW)
+    assert room.bytes == bytes_of(room) == reloaded(room).bytes
+
+
+# --- revisions
+
+
+def test_h06_a_stale_splice_is_asked_for_whole_and_nothing_behind_it_overtakes(room: Room) -> None:
+    room.receive(K1, push(1, put("title", "abc")), NOW)
+    room.receive(K2, push(1, put("title", "xyz")), NOW)
+    assert room.receive(K1, push(2, splice("title", "!", 2)), NOW) == [Send("k1", Resend(room="r", n=2))]
+    assert room.receive(K1, push(3, put("title", "later")), NOW) == []
+    assert room.marks["k1"].n == 1
+    room.receive(K1, push(2, put("title", "!abc")), NOW)
+    room.receive(K1, push(3, put("title", "later")), NOW)
+    assert (held(room)["title"], room.seq) == ("later", 5)
+
+
+def test_a_splice_on_its_base_is_taken(room: Room) -> None:
+    room.receive(K1, push(1, put("title", "abc")), NOW)
+    room.receive(K1, push(2, inc("count")), NOW)
+    assert records(room.receive(K2, push(1, splice("title", "!", 2)), NOW))[0].entry
+    assert held(room)["title"] == "!abc"
+    # Twice in one push: the second was not cut from what it meets.
+    assert only(room.receive(K2, push(2, put("title", "x"), splice("title", "!", 9)), NOW), Resend).n == 2
+
+
+def test_a_condition_holds_only_while_nothing_changed(room: Room) -> None:
+    room.receive(K1, push(1, put("tags", {"a": 1, "b": 2})), NOW)
+    assert records(room.receive(K1, push(2, put("tags.a", 2, if_rev=2)), NOW))[0].entry
+    effects = room.receive(K2, push(1, put("tags.a", 3, if_rev=2)), NOW)
+    assert code(effects) == "revision-mismatch"
+    assert only(effects, Nack).values == {"S": {"tags": {"a": 2, "b": 2}}}
+    room.receive(K1, push(3, Delete(state="S", path=("tags", "b"))), NOW)
+    assert code(room.receive(K2, push(2, put("tags", {}, if_rev=3)), NOW)) == "revision-mismatch"
+    assert records(room.receive(K2, push(3, put("tags.a", 3, if_rev=3)), NOW))[0].entry
+
+
+def test_h18_a_revision_still_to_come_is_of_a_log_that_was_lost(room: Room) -> None:
+    assert only(room.receive(K1, push(1, splice("title", "!", 50)), NOW), Resend).n == 1
+    assert code(room.receive(K1, push(1, put("count", 3, if_rev=50)), NOW)) == "revision-mismatch"
+    assert records(room.receive(K1, push(2, put("count", 3, if_rev=1)), NOW))[0].entry
+
+
+def test_after_a_reload_everything_is_as_old_as_the_image(room: Room) -> None:
+    room.receive(K1, push(1, put("title", "abc")), NOW)
+    room.receive(K1, push(2, inc("count")), NOW)
+    fresh = reloaded(room)
+    assert fresh.revision("S") == 3
+    fresh.recovered(fresh.adopt(room))
+    assert only(fresh.receive(K1, push(3, splice("title", "!", 2)), NOW), Resend).n == 3
+    assert records(fresh.receive(K1, push(3, splice("title", "!", 3)), NOW))[0].entry
+
+
+# --- G9
+
+
+def test_g9_an_entry_of_hidden_traits_only_moves_the_cursor_of_a_page(room: Room) -> None:
+    (record,) = records(room.receive(K1, push(1, put("_salt", "x")), NOW))
+    assert record.public is None
+    tail = room.since("frontend", "e1", 1)
+    assert tail is not None
+    assert (tail.prev, tail.last, tail.entries) == (1, 2, ())
+    assert set(room.snapshot("p1", "frontend").states["S"].values) == set(VALUES) - {"_salt"}
+
+
+def test_g9_for_a_page_a_hidden_trait_is_like_one_that_is_not_there(room: Room) -> None:
+    said = []
+    for n, name in enumerate(("_salt", "_nope"), 1):
+        nack = only(room.receive(P1, push(n, put(name, "x"), put("count", 1)), NOW), Nack)
+        assert nack.values == {"S": {"count": 0}}
+        said.append(msgspec.json.encode(msgspec.structs.replace(nack, n=1)).decode().replace(name, "?"))
+    assert said[0] == said[1]
+    assert "_salt" not in said[0]
+
+
+def test_a_kernel_is_told_the_hidden_value(room: Room) -> None:
+    nack = only(room.receive(K1, push(1, put("_salt", 1), put("gone", 1, state="T")), NOW), Nack)
+    assert nack.values == {"S": {"_salt": "pepper"}}
+
+
+# --- joining
+
+
+def test_h16_only_a_join_with_a_schema_makes_a_state() -> None:
+    room = empty_room()
+    effects = room.receive(P1, join(), NOW)
+    assert only(effects, Snapshot).states == {}
+    assert records(effects) == []
+    (record, *rest) = room.receive(K1, join(id=7, schema=SCHEMA, values=VALUES), NOW)
+    assert isinstance(record, Record)
+    assert (record.boot, record.mark) == (None, None)
+    assert rest[0] == Attach("k1", "kernel")
+    assert only(rest, Snapshot).seq == 1
+    assert only(rest, Joined) == Joined(id=7, room="r", seq=1)
+    assert held(room) == VALUES
+
+
+def test_a_join_says_who_came_to_those_who_are_here() -> None:
+    room = room_with(K1)
+    effects = room.receive(K2, join(), NOW)
+    (tell,) = [effect for effect in effects if isinstance(effect, Tell)]
+    assert [member.id for member in tell.message.present] == ["m-k2"]
+    # Its snapshot says so already.
+    assert tell.but == "k2"
+    assert [member.id for member in only(effects, Snapshot).members] == ["m-k1", "m-k2"]
+
+
+def test_a_second_state_needs_no_second_snapshot() -> None:
+    room = room_with(K1)
+    effects = room.receive(K1, join(id=2, state="T", schema={"x": TraitSchema()}, values={"x": 1}), NOW)
+    assert sent(effects, Snapshot) == []
+    assert only(effects, Joined).seq == 2
+    (tell,) = [effect for effect in effects if isinstance(effect, Tell)]
+    assert (tell.message.present[0].states, tell.but) == (("S", "T"), None)
+    # Asked again, nothing is new.
+    assert told(room.receive(K1, join(id=3, state="T"), NOW)) == []
+
+
+def test_a_join_without_a_state_enters_the_room() -> None:
+    room = room_with(K1)
+    assert only(room.receive(K2, join(state=None, schema=SCHEMA), NOW), Snapshot).seq == 1
+    assert room.members[1].states == ()
+
+
+def test_a_newer_class_adds_what_is_missing_by_an_entry() -> None:
+    room = room_with(K1)
+    room.receive(K1, push(1, put("count", 5)), NOW)
+    more = {**SCHEMA, "late": TraitSchema(kind="int")}
+    (record,) = records(room.receive(K2, join(schema=more, values={**VALUES, "late": 9, "count": 1}), NOW))
+    assert record.entry is not None
+    assert held(room)["late"] == 9
+    assert held(room)["count"] == 5
+    assert room.bytes == bytes_of(room)
+    assert records(room.receive(K1, join(schema=more, values={**VALUES, "late": 1}), NOW)) == []
+
+
+def test_a_class_without_traits_is_a_state() -> None:
+    room = empty_room()
+    assert records(room.receive(K1, join(schema={}), NOW))
+    assert room.states["S"].schema == {}
+    assert records(room.receive(K1, join(schema={}), NOW)) == []
+
+
+@pytest.mark.parametrize(
+    ("who", "schema", "values", "expected"),
+    [
+        (P1, SCHEMA, VALUES, "forbidden"),
+        (author("k9", may_write=False), SCHEMA, VALUES, "forbidden"),
+        (K1, {"x": TraitSchema(kind="int")}, {}, "invalid-value"),
+        (K1, {"x": TraitSchema(kind="int")}, None, "invalid-value"),
+        (K1, {"x": TraitSchema(kind="int")}, {"x": "no"}, "invalid-value"),
+        (K1, {"x": TraitSchema()}, {"x": "y" * 3000}, "too-large"),
+        (K1, {"a": TraitSchema(), "b": TraitSchema()}, {"a": "y" * 900, "b": "y" * 900}, "too-large"),
+    ],
+)
+def test_a_join_that_may_not_make_a_state_makes_nothing(who: Any, schema: Any, values: Any, expected: str) -> None:
+    room = empty_room(limits=Limits(op_bytes=1000, room_bytes=1500))
+    failure = only(room.receive(who, join(id=3, schema=schema, values=values), NOW), Failure)
+    assert (failure.id, failure.problem.code) == (3, expected)
+    assert (room.seq, room.states, room.idle) == (0, {}, True)
+
+
+def test_a_first_value_may_not_be_too_deep() -> None:
+    value: Any = 1
+    for _ in range(33):
+        value = [value]
+    effects = empty_room().receive(K1, join(schema={"x": TraitSchema()}, values={"x": value}), NOW)
+    assert only(effects, Failure).problem.code == "too-large"
+
+
+def test_who_may_only_read_joins_what_is_there() -> None:
+    room = room_with(K1)
+    assert only(room.receive(author("k9", may_write=False), join(schema=SCHEMA, values=VALUES), NOW), Joined).seq == 1
+
+
+def test_h20_two_kernels_that_disagree_are_told_how_to_agree() -> None:
+    room = room_with(K1, K2)
+    other = {**SCHEMA, "count": TraitSchema(kind="text")}
+    problem = only(room.receive(K2, join(schema=other, values={**VALUES, "count": ""}), NOW), Failure).problem
+    assert (problem.code, problem.state, problem.path) == ("schema-conflict", "S", ("count",))
+    assert room.seq == 1
+
+
+def test_h20_a_class_is_replaced_while_nobody_else_lives_in_it() -> None:
+    room = room_with(K1, P1)
+    other = {**SCHEMA, "count": TraitSchema(kind="text"), "level": TraitSchema(kind="float")}
+    (record,) = records(room.receive(K1, join(schema=other, values={**VALUES, "count": "new", "level": 0.5}), NOW))
+    assert record.entry is not None
+    # What fits is kept, what does not begins anew.
+    assert (held(room)["count"], held(room)["level"]) == ("new", 0)
+    assert room.bytes == bytes_of(room)
+
+
+@pytest.mark.parametrize(
+    ("newcomer", "accepted"),
+    [
+        (author("k3", member="m-k1"), True),
+        (author("k3", kernel_id="same"), True),
+        (author("k3"), False),
+        (author("s3"), False),
+    ],
+    ids=["the same member", "the same kernel", "another kernel", "a script"],
+)
+def test_h20_one_kernel_is_one_whatever_its_processes(newcomer: Any, accepted: bool) -> None:
+    first = author("k1", kernel_id="same") if newcomer.member.kernel_id else K1
+    room = room_with(first)
+    other = {"count": TraitSchema(kind="text")}
+    effects = room.receive(newcomer, join(schema=other, values={"count": ""}), NOW)
+    assert bool(sent(effects, Joined)) is accepted
+
+
+def test_h20_who_is_away_or_in_another_state_does_not_hold_a_class() -> None:
+    room = room_with(K1, K2)
+    room.receive(author("k3"), join(state="T", schema={}), NOW)
+    room.disconnect("k2", NOW)
+    other = {**SCHEMA, "count": TraitSchema(kind="text")}
+    assert only(room.receive(K1, join(schema=other, values={**VALUES, "count": ""}), NOW), Joined)
+
+
+def test_g9_who_may_see_a_trait_is_never_replaced() -> None:
+    room = room_with(K1)
+    public = {**SCHEMA, "_salt": TraitSchema(kind="text")}
+    assert only(room.receive(K1, join(schema=public, values=VALUES), NOW), Failure).problem.code == "schema-conflict"
+
+
+# --- coming back
+
+
+def test_a_member_that_comes_back_is_told_what_it_missed(room: Room) -> None:
+    room.disconnect("k2", NOW)
+    room.receive(K1, push(1, inc("count")), NOW)
+    effects = room.receive(K2, resume(1), NOW)
+    assert effects[0] == Attach("k2", "kernel")
+    tail = only(effects, Entries)
+    assert (tail.prev, tail.last, len(tail.entries)) == (1, 2, 1)
+    # A tail says nothing of members: whoever went meanwhile is known by not being named. The others hear of one member only.
+    everyone = only(effects, Members)
+    assert (everyone.complete, [member.id for member in everyone.present]) == (True, ["m-k1", "m-k2", "m-p1"])
+    assert [[member.id for member in message.present] for message in told(effects)] == [["m-k2"]]
+
+
+def test_a_gap_on_a_living_connection_is_answered_without_fuss(room: Room) -> None:
+    room.receive(K1, push(1, inc("count")), NOW)
+    effects = room.receive(K2, resume(1), NOW)
+    assert [type(effect) for effect in effects] == [Send]
+    assert only(effects, Entries).last == 2
+
+
+@pytest.mark.parametrize(
+    "stands",
+    [resume(1, epoch="e0"), resume(9), resume(1, incarnation="i0"), resume(0)],
+    ids=["another epoch", "the future", "another room", "before the tail"],
+)
+def test_who_stands_elsewhere_gets_a_snapshot(stands: Resume) -> None:
+    room = reloaded(room_with(K1), epoch="e1")
+    room.receive(K1, resume(1), NOW)
+    room.receive(K1, push(1, inc("count")), NOW)
+    effects = room.receive(K2, stands, NOW)
+    snapshot = only(effects, Snapshot, "k2")
+    assert snapshot.seq == 2
+    assert [tell.present[0].id for tell in told(effects)] == ["m-k2"]
+
+
+def test_a_snapshot_is_sent_where_it_is_shorter(room: Room) -> None:
+    for n in range(1, 30):
+        room.receive(K1, push(n, put("title", "x" * 100)), NOW)
+    assert isinstance(room.catch_up("k2", "kernel", "i1", "e1", 1), Snapshot)
+    answer = room.catch_up("k1", "kernel", "i1", "e1", room.seq - 1)
+    assert isinstance(answer, Entries)
+    assert answer.decided == 29
+
+
+def test_the_epochs_are_a_chain(room: Room) -> None:
+    room.receive(K1, push(1, inc("count")), NOW)
+    second = reloaded(room)
+    second.receive(K1, resume(2), NOW)
+    second.receive(K1, push(2, inc("count")), NOW)
+    assert second.epochs == [("e1", 1), ("e2", 3)]
+    tail = second.since("kernel", "e1", 2)
+    assert tail is not None
+    assert (tail.epoch, tail.prev, tail.last) == ("e2", 2, 3)
+    # Beyond its end the first log is another one; before it, the tail is not in memory.
+    assert second.since("kernel", "e1", 3) is None
+    assert second.since("kernel", "e1", 1) is None
+    assert second.since("kernel", "e2", 3) is not None
+    third = reloaded(second, epoch="e3")
+    assert third.since("kernel", "e2", 3) is not None
+    assert third.since("kernel", "e1", 3) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds", "kept"),
+    [
+        (Limits(tail_entries=3, tail_seconds=10), 1.0, 10),
+        (Limits(tail_entries=3, tail_seconds=5), 3.0, 3),
+        (Limits(tail_bytes=0), 0.0, 0),
+        (Limits(tail_bytes=350), 0.0, 3),
+    ],
+)
+def test_the_tail_is_bounded(limits: Limits, seconds: float, kept: int) -> None:
+    room = room_with(K1, limits=limits)
+    for n in range(1, 10):
+        room.receive(K1, push(n, inc("count")), later(n * seconds))
+    assert room.since("kernel", "e1", room.seq - kept) is not None
+    assert room.since("kernel", "e1", room.seq - kept - 1) is None
+
+
+def test_h05_a_verdict_lost_with_the_socket_comes_before_the_mark(room: Room) -> None:
+    room.receive(K1, push(1, put("level", 11)), NOW)
+    room.receive(K1, push(2, put("level", 12)), NOW)
+    room.disconnect("k1", NOW)
+    effects = room.receive(K1, resume(1, lowest=2, highest=2), NOW)
+    messages = [effect.message for effect in effects if isinstance(effect, Send)]
+    assert [type(message) for message in messages] == [Nack, Entries, Members]
+    assert only(effects, Nack).n == 2
+    assert only(effects, Entries).decided == 2
+
+
+def test_h05_a_join_that_resumes_hears_its_verdicts_too(room: Room) -> None:
+    room.receive(K1, push(1, put("level", 11)), NOW)
+    room.disconnect("k1", NOW)
+    effects = room.receive(K1, join(resume=resume(1, lowest=1, highest=1)), NOW)
+    messages = [type(effect.message) for effect in effects if isinstance(effect, Send)]
+    assert messages == [Nack, Snapshot, Joined]
+    assert only(effects, Snapshot).decided == 1
+
+
+def test_h08_a_boot_nobody_remembers_is_told_that_nobody_knows(room: Room) -> None:
+    room.disconnect("k1", NOW)
+    effects = room.receive(K1, resume(1, lowest=3, highest=5), NOW)
+    nack = only(effects, Nack)
+    assert (nack.n, nack.through, nack.problem.code) == (3, 5, "outcome-unknown")
+    (record,) = records(effects)
+    assert (record.boot, record.mark) == ("k1", room.marks["k1"])
+    assert room.marks["k1"].n == 5
+    assert records(room.receive(K1, push(6, inc("count")), NOW))[0].entry
+
+
+@pytest.mark.parametrize("lost_again", [0, 1, 2])
+def test_h08_and_is_told_so_until_it_heard_it(room: Room, lost_again: int) -> None:
+    """Found by reading: the second resume after an unknown outcome counted it as done (G4)."""
+    for _ in range(lost_again + 1):
+        room.disconnect("k1", NOW)
+        effects = room.receive(K1, resume(1, lowest=3, highest=5), NOW)
+    nack = only(effects, Nack)
+    assert (nack.n, nack.through) == (3, 5)
+    # A number sent again on this connection gets the same answer.
+    for n in (3, 4, 5):
+        assert only(room.receive(K1, push(n, inc("count")), NOW), Nack).through == 5
+    assert sent(room.receive(K1, push(2, inc("count")), NOW), Nack) == []
+    assert held(room)["count"] == 0
+
+
+def test_h08_in_a_room_made_anew_even_a_first_push_may_be_in(room: Room) -> None:
+    """Found by reading: K2's first push was applied, its ack lost, and the room made again from K1's copy, which had it."""
+    effects = room.receive(author("k3"), resume(1, incarnation="before", lowest=1, highest=1), NOW)
+    assert only(effects, Nack).problem.code == "outcome-unknown"
+    # In the room it knows, a first push that nobody heard of is only sent again.
+    effects = room.receive(author("k4"), resume(1, lowest=1, highest=1), NOW)
+    assert sent(effects, Nack) == []
+    assert records(room.receive(author("k4"), push(1, inc("count")), NOW))[0].entry
+
+
+def test_h08_a_mark_below_what_was_acked_moves_on_and_is_counted(room: Room) -> None:
+    room.receive(K1, push(1, inc("count")), NOW)
+    room.disconnect("k1", NOW)
+    (record,) = records(room.receive(K1, resume(2, lowest=4, highest=4), NOW))
+    assert record.mark is not None
+    assert (record.mark.n, room.acked_lost) == (3, 2)
+    assert records(room.receive(K1, push(4, inc("count")), NOW))[0].entry
+    # Nothing open, nothing to say.
+    room.disconnect("k1", NOW)
+    assert records(room.receive(K1, resume(3, lowest=5, highest=4), NOW)) == []
+    assert records(room.receive(author("k9"), resume(3, lowest=5, highest=4), NOW))[0].mark == Mark(n=4, at=NOW.wall)
+
+
+def test_h18_a_resume_does_not_make_a_room() -> None:
+    room = empty_room()
+    assert only(room.receive(K1, resume(7), NOW), Failure).problem.code == "no-such-room"
+    assert room.idle
+    # One that never held anything may wait here.
+    assert only(room.receive(P1, resume(0, epoch="", incarnation=""), NOW), Snapshot).seq == 0
+
+
+def test_a_room_is_made_again_by_a_member_with_its_numbers() -> None:
+    room = empty_room()
+    effects = room.receive(K1, join(schema=SCHEMA, values=VALUES, resume=resume(50, lowest=8, highest=8)), NOW)
+    assert [record.mark.n for record in records(effects) if record.mark] == [7]
+    assert (only(effects, Snapshot).decided, room.acked_lost) == (7, 0)
+    assert sent(effects, Nack) == []
+    assert records(room.receive(K1, push(8, inc("count")), NOW))[0].entry
+
+
+def test_g3_what_was_sent_before_it_was_let_in_is_asked_for() -> None:
+    """Found by reading: the push came with the resume of a room that was not there, and nobody asked for it again."""
+    room = empty_room()
+    replica = Replica("r")
+    replica.receive(room_with(K1).snapshot("k1", "kernel"))
+    replica.write([put("count", 1)])
+    replica.take(4)
+    replica.disconnected()
+    for message in (replica.position(["S"]), *replica.take(4)):
+        assert only(room.receive(K1, message, NOW), Failure).problem.code == "no-such-room"
+    effects = room.receive(K1, join(schema=SCHEMA, values=VALUES, resume=replica.position()), NOW)
+    for effect in effects:
+        if isinstance(effect, Send) and not isinstance(effect.message, (Joined, Failure, Bye)):
+            replica.receive(effect.message)
+    (again,) = replica.take(4)
+    assert records(room.receive(K1, again, NOW))[0].entry
+    assert held(room)["count"] == 1
+    # Nothing open, nothing asked for.
+    room.disconnect("k1", NOW)
+    position = resume(2, lowest=2, highest=1)
+    assert sent(room.receive(K1, join(resume=position), NOW), Resend) == []
+
+
+def test_a_resume_ends_the_waiting_for_a_number(room: Room) -> None:
+    room.receive(K1, push(2, inc("count")), NOW)
+    assert room.receive(K1, push(2, inc("count")), NOW) == []
+    room.receive(K1, resume(1, lowest=1, highest=2), NOW)
+    assert only(room.receive(K1, push(2, inc("count")), NOW), Resend).n == 1
+
+
+# --- a failed append
+
+
+def test_h09_everyone_is_brought_to_what_the_store_holds(room: Room) -> None:
+    image = room.image()
+    room.receive(K1, push(1, inc("count")), NOW)
+    fresh = empty_room(image=image, epoch="e2")
+    effects = fresh.recovered(fresh.adopt(room))
+    assert [effect.boot for effect in effects if isinstance(effect, Send)] == ["k1", "k1", "k2", "k2", "p1", "p1"]
+    snapshot, resend = sent(effects, Snapshot, "k1")[0], sent(effects, Resend, "k1")[0]
+    assert (snapshot.seq, snapshot.epoch, snapshot.decided, resend.n) == (1, "e2", 0, 1)
+    assert "_salt" not in sent(effects, Snapshot, "p1")[0].states["S"].values
+    # What was under way behind the lost push waits for it.
+    assert fresh.receive(K1, push(2, inc("count")), NOW) == []
+    assert records(fresh.receive(K1, push(1, inc("count")), NOW))[0].entry
+    assert [member.id for member in fresh.members] == ["m-k1", "m-k2", "m-p1"]
+
+
+def test_h09_a_refusal_the_store_took_is_told_before_the_snapshot_that_counts_it(room: Room) -> None:
+    room.receive(K1, push(1, put("level", 11)), NOW)
+    fresh = reloaded(room)
+    effects = fresh.recovered(fresh.adopt(room))
+    mine = [effect.message for effect in effects if isinstance(effect, Send) and effect.boot == "k1"]
+    assert [type(message) for message in mine] == [Nack, Snapshot, Resend]
+
+
+def test_h08_a_store_that_forgot_a_mark_does_not_stop_its_boot(room: Room) -> None:
+    """Found by reading: asked for n = 1, the boot sent n = 3, which was ignored for ever."""
+    replica = Replica("r")
+    replica.receive(room.snapshot("k1", "kernel"))
+    for n in (1, 2):
+        replica.write([inc("count")])
+        room.receive(K1, replica.take(4)[0], NOW)
+        tail = room.since("kernel", "e1", n)
+        assert tail is not None
+        replica.receive(msgspec.structs.replace(tail, decided=n))
+    replica.write([inc("count")])
+    replica.take(4)
+    fresh = reloaded(room, marks={})
+    effects: list[Effect] = fresh.recovered(fresh.adopt(room))
+    refused: list[str] = []
+    for _ in range(3):
+        news = [
+            replica.receive(effect.message)
+            for effect in effects
+            if isinstance(effect, Send)
+            and effect.boot == "k1"
+            and isinstance(effect.message, (Snapshot, Resend, Nack, Entries))
+        ]
+        refused += [item.problem.code for item in (item for one in news for item in one.refused)]
+        out = [*(message for one in news for message in one.send), *replica.take(4)]
+        effects = [effect for message in out for effect in fresh.receive(K1, message, NOW)]
+    assert (replica.undecided, refused) == (0, ["outcome-unknown"])
+
+
+# --- presence
+
+
+def test_a_member_is_away_then_gone(room: Room) -> None:
+    room.limits = Limits(away_seconds=10)
+    assert room.next_deadline() is None
+    effects = room.disconnect("k2", later(5))
+    assert effects[0] == Detach("k2")
+    (member,) = told(effects)[0].present
+    assert (member.id, member.state, member.states) == ("m-k2", "away", ("S",))
+    assert room.next_deadline() == later(15).mono
+    assert room.tick(later(14.9)) == []
+    assert room.tick(later(15)) == [Tell(Members(room="r", gone=("m-k2",)))]
+    assert room.next_deadline() is None
+    assert [item.id for item in room.members] == ["m-k1", "m-p1"]
+
+
+def test_a_member_that_comes_back_in_time_stays(room: Room) -> None:
+    room.disconnect("k2", NOW)
+    room.receive(K2, resume(1), later(5))
+    assert room.next_deadline() is None
+    assert room.tick(later(100)) == []
+    assert room.members[1].state == "live"
+
+
+def test_h07_two_boots_are_one_member_with_numbers_of_their_own() -> None:
+    one, two = author("p1", member="tab"), author("p2", member="tab")
+    room = room_with(K1, one, two)
+    assert [member.id for member in room.members] == ["m-k1", "tab"]
+    for who in (one, two):
+        assert records(room.receive(who, push(1, inc("count")), NOW))[0].entry
+    assert held(room)["count"] == 2
+    # The member is here as long as one of them is.
+    assert room.disconnect("p1", NOW) == [Detach("p1")]
+    assert room.members[1].state == "live"
+    assert told(room.disconnect("p2", NOW))[0].present[0].state == "away"
+
+
+def test_the_states_of_a_member_are_those_of_its_boots() -> None:
+    """Found by reading: what a boot took with it was not told while another stayed."""
+    one, two = author("p1", member="tab"), author("p2", member="tab")
+    room = room_with(K1, one)
+    room.receive(two, join(state="T"), NOW)
+    assert room.members[1].states == ("S", "T")
+    effects = room.disconnect("p2", NOW)
+    assert told(effects)[0].present[0].states == ("S",)
+
+
+def test_a_stranger_that_disconnects_is_no_news(room: Room) -> None:
+    assert room.disconnect("nobody", NOW) == []
+    room.disconnect("k1", NOW)
+    assert room.disconnect("k1", NOW) == []
+
+
+def test_leaving_one_state_and_then_the_room(room: Room) -> None:
+    effects = room.receive(K2, Leave(room="r", state="S"), NOW)
+    assert told(effects)[0].present[0].states == ()
+    assert room.receive(K2, Leave(room="r"), NOW) == [Detach("k2"), Tell(Members(room="r", gone=("m-k2",)))]
+    assert room.receive(K2, Leave(room="r"), NOW) == []
+    assert room.receive(author("k9", member="m-k1"), Leave(room="r"), NOW) == []
+    assert only(room.receive(K2, push(1, inc("count")), NOW), Failure)
+
+
+def test_h07_one_boot_leaves_and_the_other_stays() -> None:
+    one, two = author("p1", member="tab"), author("p2", member="tab")
+    room = room_with(K1, one, two)
+    detach, tell = room.receive(one, Leave(room="r"), NOW)
+    assert detach == Detach("p1")
+    assert isinstance(tell, Tell)
+    assert [member.id for member in tell.message.present] == ["tab"]
+    assert records(room.receive(two, push(1, inc("count")), NOW))[0].entry
+
+
+def test_a_room_is_idle_when_the_last_member_is_gone(room: Room) -> None:
+    for who in (K1, K2):
+        room.receive(who, Leave(room="r"), NOW)
+    room.disconnect("p1", NOW)
+    assert not room.idle
+    room.tick(later(1000))
+    assert room.idle
+
+
+def test_h18_a_deleted_room_tells_everyone_and_lets_them_go(room: Room) -> None:
+    effects = room.delete()
+    assert [effect.boot for effect in effects if isinstance(effect, Detach)] == ["k1", "k2", "p1"]
+    byes = sent(effects, Bye)
+    assert {(bye.room, bye.problem.code, bye.retry_after) for bye in byes} == {("r", "room-gone", None)}
+    assert room.idle
+    assert only(room.receive(K1, push(1, inc("count")), NOW), Failure).problem.code == "no-such-room"
+
+
+# --- marks and time
+
+
+def test_marks_nobody_came_back_to_are_forgotten() -> None:
+    room = room_with(K1, K2, limits=Limits(mark_seconds=100))
+    for who in (K1, K2):
+        room.receive(who, push(1, inc("count")), NOW)
+    room.disconnect("k1", NOW)
+    room.tick(later(100))
+    assert set(room.marks) == {"k1", "k2"}
+    room.tick(later(101))
+    # Who is here is not forgotten, however silent.
+    assert set(room.marks) == {"k2"}
+
+
+def test_the_time_of_a_mark_runs_from_when_its_boot_went() -> None:
+    """Found by reading: who was here in silence for a week was forgotten as soon as its socket broke."""
+    room = room_with(K1, limits=Limits(mark_seconds=100))
+    room.receive(K1, push(1, inc("count")), NOW)
+    room.disconnect("k1", later(500))
+    room.tick(later(520))
+    assert room.marks["k1"].n == 1
+    room.tick(later(601))
+    assert room.marks == {}
+
+
+def test_too_many_marks_are_forgotten_from_the_oldest() -> None:
+    marks = {f"b{number}": Mark(n=1, at=NOW.wall - number) for number in range(KEPT_MARKS + 3)}
+    room = reloaded(room_with(K1), marks=marks)
+    room.tick(NOW)
+    assert set(marks) - set(room.marks) == {f"b{KEPT_MARKS + number}" for number in range(3)}
+
+
+def test_an_image_is_the_room(room: Room) -> None:
+    room.receive(K1, push(1, put("tags.a", 1)), NOW)
+    fresh = reloaded(room)
+    assert (fresh.seq, fresh.states, fresh.marks, fresh.incarnation) == (2, room.states, room.marks, "i1")
+    assert fresh.epoch == "e2"
+    assert fresh.image() == msgspec.structs.replace(room.image(), epochs=(("e1", 1), ("e2", 3)))
+
+
+# --- requests from outside
+
+
+def request(room: Room, *ops: Op, who: Any = K1, if_seq: int | None = None) -> tuple[list[Record], int | SharedWidgetsError]:
+    effects = room.request(5, who, ops, if_seq, NOW)
+    (answer,) = [effect for effect in effects if isinstance(effect, Answer)]
+    assert answer.ticket == 5
+    assert effects[-1] is answer
+    return records(effects), answer.outcome
+
+
+def test_a_request_is_one_entry_and_moves_no_mark(room: Room) -> None:
+    (record,), outcome = request(room, put("count", 1), put("title", "x"))
+    assert outcome == 2
+    assert (record.boot, record.mark, room.marks) == (None, None, {})
+    assert (held(room)["count"], held(room)["title"]) == (1, "x")
+
+
+@pytest.mark.parametrize(
+    ("ops", "who", "kind"),
+    [
+        ([put("level", 11)], K1, InvalidValue),
+        ([put("_salt", "x")], P1, NoSuchTrait),
+        ([splice("title", "x", 0)], K1, InvalidValue),
+        ([put("count", 1), put("count", 2, if_rev=0)], K1, RevisionMismatch),
+    ],
+)
+def test_a_request_is_refused_whole(room: Room, ops: list[Op], who: Any, kind: type[SharedWidgetsError]) -> None:
+    recorded, outcome = request(room, *ops, who=who)
+    assert isinstance(outcome, kind)
+    assert (recorded, room.seq) == ([], 1)
+
+
+def test_a_request_may_depend_on_the_state_it_read(room: Room) -> None:
+    room.receive(K1, join(state="T", schema={"x": TraitSchema()}, values={"x": 1}), NOW)
+    assert request(room, put("count", 1), if_seq=1)[1] == 3
+    outcome = request(room, put("count", 2), if_seq=2)[1]
+    assert isinstance(outcome, RevisionMismatch)
+    assert (outcome.room, outcome.expected) == ("r", "seq 3")
+    assert request(room, put("x", 2, state="T"), if_seq=2)[1] == 4
+
+
+def test_a_push_can_be_refused_from_outside_when_it_is_its_turn(room: Room) -> None:
+    error = SharedWidgetsError("the server failed on this")
+    assert room.refuse(K1, push(2, inc("count")), error, NOW) == []
+    nack = only(room.refuse(K1, push(1, inc("count")), error, NOW), Nack)
+    assert (nack.n, nack.problem.code, room.marks["k1"].n) == (1, "internal", 1)
+    assert room.refuse(K1, push(1, inc("count")), error, NOW) == []
+
+
+def test_an_error_as_it_travels() -> None:
+    wire = problem(InvalidValue("no", state="S", path=("a", "b"), expected="int"))
+    assert (wire.code, wire.message, wire.state, wire.path, wire.expected) == ("invalid-value", "no", "S", ("a", "b"), "int")
+    assert problem(InvalidValue("no", trait="a")).path == ("a",)
+    assert problem(InvalidValue("no")).path == ()
+
+
+def test_time_is_given() -> None:
+    room = empty_room()
+    (record,) = records(room.receive(K1, join(schema=SCHEMA, values=VALUES), Now(mono=1.0, wall=77.0)))
+    assert record.entry is not None
+    assert record.entry.at == 77.0
