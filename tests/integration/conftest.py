@@ -1,0 +1,45 @@
+"""Real servers, one for many tests; each test uses a room of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+import pytest_asyncio
+
+from sharedwidgets_server.testing import LiveServer
+from support.peers import Peer
+from support.servers import TIGHT, limits, peers
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server as anyone would start it, under a base URL that is easy to join wrongly."""
+    with LiveServer(tmp_path_factory.mktemp("live"), "--ServerApp.base_url=/a%40b/") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with limits so low that a test can pass each."""
+    with LiveServer(tmp_path_factory.mktemp("tight"), limits(**TIGHT)) as server:
+        yield server
+
+
+@pytest.fixture
+def room() -> str:
+    """A token of its own."""
+    return f"room-{next(_numbers)}"
+
+
+Enter = Callable[..., Awaitable[Peer]]
+
+
+@pytest_asyncio.fixture
+async def enter(live: LiveServer) -> AsyncIterator[Enter]:
+    """Peers of the plain server, by its token; closed afterwards."""
+    async with peers() as made:
+        yield lambda room=None, **how: made(live.socket_url, live.headers, room, **how)
