@@ -56,14 +56,15 @@ from sharedwidgets.core.values import Value, check_token
 from sharedwidgets.discovery import Address
 from sharedwidgets.errors import (
     Closed,
+    Forbidden,
     Forked,
     LinkTimeout,
     NoSuchRoom,
     Overloaded,
     ServerNotFound,
     ServerRefused,
-    TooLarge,
     SharedWidgetsError,
+    TooLarge,
     UnsupportedProtocol,
     WrongThread,
     from_code,
@@ -313,7 +314,8 @@ class Connection:
         """One user of the room less; the last one leaves it, behind what it wrote. Never blocks."""
         with self.lock:
             session.users -= 1
-            session.leaving = session.users <= 0
+            # At exit every room is left, whoever still uses it.
+            session.leaving = session.leaving or session.users <= 0
         self._wake_up()
 
     def write(
@@ -353,18 +355,24 @@ class Connection:
 
     def _check_size(self, room: str, ops: Sequence[Op]) -> None:
         """A push the server could only refuse by hanging up would be sent again for ever: it is refused here."""
-        delta.check_ops(ops, self.limits.op_bytes)
+        try:
+            delta.check_ops(ops, self.limits.op_bytes)
+        except TooLarge as error:
+            raise error.located(room=room) from None
         # Only what could come near the limit is written out to be measured; JSON may take six bytes for one of text.
-        if sum(delta.weight(op) for op in ops) * 6 < self.limits.push_bytes or not ops:
-            return
-        frame = codec.encode(Push(room=room, n=1, ops=tuple(ops))).frame()
-        size = len(frame.encode() if isinstance(frame, str) else frame) + 32
+        if sum(delta.weight(op) for op in ops) * 6 >= self.limits.push_bytes:
+            self._check_fits(room, Push(room=room, n=1, ops=tuple(ops)), ops[0].state, ops[0].path)
+
+    def _check_fits(self, room: str, message: Push | Join, state: str | None, path: Sequence[str] = ()) -> None:
+        """Raise `TooLarge` for a message the server would hang up on, each time it came again."""
+        encoded = codec.encode(message)
+        size = len(encoded.header) + sum(map(len, encoded.buffers)) + 4 * len(encoded.buffers) + 32
         if size > self.limits.push_bytes:
             raise TooLarge(
-                f"these writes to {room!r} take {size} bytes; one push may have {self.limits.push_bytes}; make several",
+                f"these values for {room!r} take {size} bytes, one message may have {self.limits.push_bytes}; send several",
                 room=room,
-                state=ops[0].state,
-                path=ops[0].path,
+                state=state,
+                path=path,
                 expected=f"≤ {self.limits.push_bytes} bytes",
             )
 
@@ -427,6 +435,7 @@ class Connection:
         with self.lock:
             request = _Request(session, state, wanted)
             number = next(self._ids)
+            self._check_fits(session.room, request.join(number), state)
             self._requests[number] = request
             self._control.append(request.join(number))
             if self.state == "offline":
@@ -521,7 +530,8 @@ class Connection:
             began = self._loop.time()
             try:
                 socket = await self._open_socket()
-            except (OSError, ValueError, HTTPClientError) as error:
+            except (OSError, ValueError, HTTPClientError, RuntimeError) as error:
+                # RuntimeError: the interpreter is on its way out and lends no thread to look up a name.
                 self._offline(self._explained(error))
             else:
                 self._offline(await self._converse(socket))
@@ -550,10 +560,17 @@ class Connection:
 
     async def _open_socket(self) -> WebSocketClientConnection:
         from tornado.httpclient import HTTPRequest
+        from tornado.netutil import BlockingResolver
         from tornado.websocket import websocket_connect
 
         request = HTTPRequest(self.address.socket_url, headers=self.address.headers(), connect_timeout=CONNECT_SECONDS)
-        socket = await websocket_connect(request, subprotocols=[SUBPROTOCOL], max_message_size=FRAME_CEILING)
+        socket = await websocket_connect(
+            request,
+            subprotocols=[SUBPROTOCOL],
+            max_message_size=FRAME_CEILING,
+            # The default one asks a pool of threads, which refuses once the main thread has ended; other threads may go on.
+            resolver=BlockingResolver(),
+        )
         assert socket.protocol is not None
         socket.protocol.set_nodelay(True)
         return socket
@@ -566,13 +583,14 @@ class Connection:
         watcher = self._loop.create_task(self._watch(socket))
         assembler = codec.Assembler(FRAME_CEILING)
         try:
-            while self.state != "closed":
+            while True:
                 frame = await socket.read_message()
                 if frame is None:
                     break
                 self._heard = self._loop.time()
                 whole = assembler.feed(frame)
-                if whole is not None:
+                # After `close` the writer ends the conversation, behind its last word: what comes until then is not heard.
+                if whole is not None and self.state != "closed":
                     self._receive(codec.decode_downstream(whole))
         except SharedWidgetsError as error:
             log.exception("the server at %s sent what this release does not understand", self.address.url)
@@ -659,8 +677,7 @@ class Connection:
                     self.welcome = message
                     self.limits = message.limits
                     self._member = (message.member, message.secret)
-                    self.state, self.reason = "live", None
-                    self.changed.notify_all()
+                    self._turned("live", None)
                 self._wake.set()
             case Snapshot() | Entries() | Nack() | Resend() | Members():
                 self._feed(message)
@@ -674,6 +691,9 @@ class Connection:
                 self._failure(message)
             case Bye(room=None):
                 self._said = from_code(message.problem.code, message.problem.message)
+                if self._member is None and isinstance(self._said, Forbidden):
+                    # The welcome was lost with its socket: the server holds this boot for a member it made then.
+                    self.boot = uuid.uuid4().hex
             case Bye():
                 self._ended(message)
             case Slow():
@@ -742,8 +762,14 @@ class Connection:
         self._wake.set()
 
     def _bring_back(self, session: Session, states: Sequence[str | None]) -> None:
-        """The server lost the room, or this state of it: make it again from the last confirmed values held here."""
+        """The server lost the room, or this state of it: make it again from the last confirmed values held here.
+
+        Each push that met no room says so: the first of these answers is acted on, not every one.
+        """
+        asked = {request.state for request in self._requests.values() if request.session is session and not request.links}
         for state in states:
+            if state in asked:
+                continue
             wanted = session.states.get(state) if state is not None else None
             if wanted is not None and state is not None and state in session.replica.states:
                 wanted = Wanted(wanted.schema, dict(session.replica.states[state].values))
@@ -773,26 +799,27 @@ class Connection:
 
     def _offline(self, reason: SharedWidgetsError | None) -> None:
         with self.lock:
-            if self.state != "closed":
-                self.state = "offline"
-            self.reason = reason
+            self._turned("closed" if self.state == "closed" else "offline", reason)
             self.welcome = None
             doomed: list[_Request] = []
             if reason is not None and _is_final(reason):
                 doomed = [*self._requests.values()]
                 self._requests.clear()
-            self.changed.notify_all()
         for request in doomed:
             if request.future.set_running_or_notify_cancel():
                 assert reason is not None
                 request.future.set_exception(reason)
 
+    def _turned(self, state: LinkState, reason: SharedWidgetsError | None) -> None:
+        """Whoever waits for news of a room also waits for this."""
+        self.state, self.reason = state, reason
+        for session in self._sessions.values():
+            session.stirred += 1
+        self.changed.notify_all()
+
     async def _pause(self, failures: int) -> None:
         """0–100 ms first, then 250 ms doubled up to 10 s, with full jitter; asking for a join cuts it short."""
-        if self.reason is not None and _is_final(self.reason):
-            ceiling = MAX_DELAY
-        else:
-            ceiling = FIRST_DELAY if failures == 0 else min(MAX_DELAY, BASE_DELAY * 2 ** (failures - 1))
+        ceiling = MAX_DELAY if self.reason is not None and _is_final(self.reason) else longest_pause(failures)
         until = self._loop.time() + random.uniform(ceiling / 2 if failures else 0, ceiling)
         while self.state != "closed" and not self._retry_now and self._loop.time() < until:
             self._wake.clear()
@@ -808,9 +835,15 @@ class Connection:
     async def _watch(self, socket: WebSocketClientConnection) -> None:
         """The server pings in silence; when even that stops, the connection is dead."""
         while True:
-            await asyncio.sleep(self.limits.heartbeat_seconds / 2)
+            # Before the welcome the numbers of the server are not known.
+            await asyncio.sleep(self.limits.heartbeat_seconds / 2 if self.welcome else FIRST_DELAY)
             if self._loop.time() - self._heard > self.limits.dead_seconds:
+                assert socket.protocol is not None
+                # Tornado would wait five seconds more for the other side to say goodbye.
+                stream = socket.protocol.stream
                 socket.close()
+                if stream is not None:
+                    stream.close()
                 return
 
     def _explained(self, error: Exception) -> SharedWidgetsError:
@@ -820,6 +853,14 @@ class Connection:
         if code in (302, 404, 405):
             return ServerRefused(f"{where} has no sharedwidgets extension (HTTP {code}). {discovery.HOW}")
         return ServerNotFound(f"{where} cannot be reached: {error}. {discovery.HOW}")
+
+
+def longest_pause(failures: int) -> float:
+    """Seconds to wait at most before the next try, after so many that failed since it last worked."""
+    if failures == 0:
+        return FIRST_DELAY
+    # A server may be away for days: no float holds two to the power of that many tries.
+    return min(MAX_DELAY, BASE_DELAY * 2.0 ** min(failures - 1, 30))
 
 
 def _is_final(reason: SharedWidgetsError) -> bool:

@@ -83,13 +83,13 @@ def find(server: str | None = None, credential: str | None = None, environ: Mapp
     told = environ.get(URL)
     if server and _plain(server) != _plain(told or ""):
         # A credential from the environment belongs to the server in the environment, and is not shown to another one.
-        return Address(_checked(server), credential or "")
+        return Address(_checked(server), _sendable(credential or ""))
     if told:
         own = credential if credential is not None else environ.get(CREDENTIAL, "")
-        return Address(_checked(told), own, environ.get(SERVER))
+        return Address(_checked(told), _sendable(own), environ.get(SERVER))
     running = _running()
     if len(running) == 1:
-        return running[0] if credential is None else replace(running[0], credential=credential)
+        return running[0] if credential is None else replace(running[0], credential=_sendable(credential))
     if not running:
         raise ServerNotFound(f"No Jupyter server with the sharedwidgets extension was found. {HOW}")
     names = ", ".join(address.url for address in running)
@@ -124,6 +124,12 @@ def _checked(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ServerNotFound(f"{url!r} is no base URL of a server; give one such as 'http://localhost:8888/'")
     return _plain(url)
+
+
+def _sendable(credential: str) -> str:
+    if not (credential.isascii() and credential.isprintable()):
+        raise ServerNotFound("The credential has characters that no server takes; copy it again, without line breaks.")
+    return credential
 
 
 def _plain(url: str) -> str:

@@ -12,7 +12,7 @@
     ├── TooLarge                           too-large            beyond a limit in bytes, depth or number
     ├── TooManyRooms                       too-many-rooms       more rooms than one connection may hold
     ├── Forbidden (PermissionError)        forbidden            known, and not allowed
-    ├── NotFound (LookupError)
+    ├── NotFound (KeyError)
     │   ├── NoSuchRoom                     no-such-room
     │   ├── NoSuchState                    no-such-state
     │   ├── NoSuchTrait                    no-such-trait
@@ -143,7 +143,7 @@ class Forbidden(SharedWidgetsError, PermissionError):
     code = "forbidden"
 
 
-class NotFound(SharedWidgetsError, LookupError):
+class NotFound(SharedWidgetsError, KeyError):
     """Something addressed by name is not there."""
 
 

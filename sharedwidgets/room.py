@@ -84,6 +84,8 @@ class Room(Mapping[str, "RoomState"]):
         self._lock = threading.Lock()
         self._changes: dict[tuple[str, str], Change] = {}
         self._events: list[tuple[_Callbacks, object]] = []
+        # What happened before the last subscription: for those who had subscribed by then.
+        self._earlier: list[tuple[_Callbacks, _Callbacks, object]] = []
         self._on_change: _Callbacks = []
         self._on_join: _Callbacks = []
         self._on_leave: _Callbacks = []
@@ -270,31 +272,45 @@ class Room(Mapping[str, "RoomState"]):
     def _hear(self, news: News) -> None:
         """Note what there is; called by whoever brought it, so it only notes."""
         with self._lock:
-            for change in news.changes:
+            # Who subscribes later hears of what comes later.
+            for change in news.changes if self._on_change else ():
                 key = (change.state, change.trait)
                 earlier = self._changes.get(key)
                 self._changes[key] = replace(change, old=earlier.old) if earlier else change
-            self._events += [(self._on_join, member) for member in news.joined]
-            self._events += [(self._on_leave, member) for member in news.gone]
-            self._events += [(self._on_refused, refused) for refused in news.refused]
+            for callbacks, facts in (
+                (self._on_join, news.joined),
+                (self._on_leave, news.gone),
+                (self._on_refused, news.refused),
+            ):
+                self._events += [(callbacks, fact) for fact in facts if callbacks]
             if news.ended is not None:
                 self._ended = from_code(news.ended.code, news.ended.message, room=self.token)
         self._delivery.ring()
 
     def _deliver(self) -> None:
         with self._lock:
-            due = [*self._events, *((self._on_change, change) for change in self._changes.values())]
-            self._events.clear()
-            self._changes.clear()
-        for callbacks, fact in due:
-            for callback in [*callbacks]:
+            due = [*self._earlier, *self._noted()]
+            self._earlier.clear()
+        for callbacks, audience, fact in due:
+            for callback in audience:
+                if callback not in callbacks:
+                    continue
                 try:
                     callback(fact)
                 except Exception:
                     log.exception("a callback of room %r raised", self.token)
 
+    def _noted(self) -> list[tuple[_Callbacks, _Callbacks, object]]:
+        """Take what was noted, with those who are to hear of it; the lock is held."""
+        due = [*self._events, *((self._on_change, change) for change in self._changes.values())]
+        self._events.clear()
+        self._changes.clear()
+        return [(callbacks, [*callbacks], fact) for callbacks, fact in due]
+
     def _added(self, callbacks: _Callbacks, callback: Callable[[Any], object]) -> Callable[[], None]:
-        callbacks.append(callback)
+        with self._lock:
+            self._earlier += self._noted()
+            callbacks.append(callback)
 
         def end() -> None:
             if callback in callbacks:

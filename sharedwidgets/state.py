@@ -324,12 +324,14 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
             if not waited and not unlinked():
                 return bool(condition())
 
-    async def changed(self, *names: str) -> Bunch:
-        """Wait for the next change of one of these traits (of any shared one, without names), from wherever it comes.
+    def changed(self, *names: str) -> asyncio.Future[Bunch]:
+        """The next change of one of these traits (of any shared one, without names), from wherever it comes, to be awaited.
+
+        It counts from the call, not from the ``await``: what was written in between was not missed.
 
         Returns
         -------
-        Bunch
+        asyncio.Future of Bunch
             ``name``, ``old``, ``new``, ``origin`` and ``actor``.
         """
         loop = asyncio.get_running_loop()
@@ -340,11 +342,9 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
         watched = list(names) or sorted(self._shared())
         self.observe(hear, names=watched)
-        try:
-            self.pull()
-            return await came
-        finally:
-            self.unobserve(hear, names=watched)
+        came.add_done_callback(lambda done: self.unobserve(hear, names=watched))
+        self.pull()
+        return came
 
     def last_change(self, trait: str) -> LastChange | None:
         """Who changed a trait last, its seq and the server's time; None when it happened before this process came."""

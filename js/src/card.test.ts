@@ -83,10 +83,7 @@ describe("the link", () => {
     expect(troubled(shown)).toBeNull();
     host.socket.drop();
     expect([kind(shown), text(".sw-link")]).toEqual(["offline", "offline"]);
-    expect(troubled(shown)).toBe(
-      "The connection was lost. the connection was lost; it is opened again. " +
-        "Nothing to do: it is opened again, and nothing you set is lost.",
-    );
+    expect(troubled(shown)).toBe("The connection was lost. Nothing to do: it is opened again, and nothing you set is lost.");
     await host.advance(200);
     expect(kind(shown)).toBe("connecting");
     await server.settle();

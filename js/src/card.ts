@@ -99,7 +99,7 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
     setText(token, facts.room === "" ? "private" : facts.room);
     card.setAttribute("aria-label", facts.room === "" ? `${facts.state}, private` : `${facts.state} in room ${facts.room}`);
     card.dataset.link = linkKind(state, facts.offline);
-    setText(link, linkText(state, facts.offline, room?.replica.live === true));
+    setText(link, linkText(state, facts.offline, room?.here === true));
     drawTrouble(trouble, linked.trouble ?? room?.trouble ?? problemOfLink(state), facts.offline);
     drawValues(list, cells, linked.values());
     const present = [...(room?.replica.members.values() ?? [])].sort((left, right) => left.since - right.since);

@@ -150,7 +150,7 @@ export class Connection {
     } catch (error) {
       if (!(error instanceof SharedWidgetsError)) throw error;
       this.said = {
-        problem: problemOf(error.code, `the server sent what this page does not understand: ${error.message}`),
+        problem: problemOf(error.code, `The server sent what this page does not understand: ${error.message}`),
         retryAfter: null,
       };
       socket.close();
@@ -209,10 +209,7 @@ export class Connection {
     this.speaker.lost();
     if (this.said !== null || opened) {
       const said = this.said;
-      this.offline(
-        said?.problem ?? problemOf("closed", "the connection was lost; it is opened again"),
-        said?.retryAfter ?? null,
-      );
+      this.offline(said?.problem ?? problemOf("closed", ""), said?.retryAfter ?? null);
       return;
     }
     // A browser sees only that there is no socket, not why: ask where the answer can be read.
@@ -249,7 +246,7 @@ export class Connection {
     const patience = current.kind === "live" ? current.welcome.limits.dead_seconds * 1000 : DEAD_AFTER;
     this.stopWatch = this.host.after(patience, () => {
       if (socket === null) return;
-      this.said = { problem: problemOf("silent", "nothing was heard for too long"), retryAfter: null };
+      this.said = { problem: problemOf("silent", "Nothing came for too long"), retryAfter: null };
       socket.close();
       // Over a dead network the socket's own end may be long in coming.
       this.closed(socket, true);
@@ -259,16 +256,15 @@ export class Connection {
 
 function explained(status: number, baseUrl: string): [Problem, null, boolean] {
   if (status === 404) {
-    return [
-      problemOf("server-not-found", `${baseUrl} has no sharedwidgets extension; install it there and restart the server`),
-      null,
-      true,
-    ];
+    return [problemOf("server-not-found", `${baseUrl} has no sharedwidgets extension`), null, true];
   }
   if (status === 401 || status === 403) {
-    return [problemOf("forbidden", "the server does not let this page in; log in again, or ask its operator"), null, true];
+    return [problemOf("forbidden", "The server does not let this page in"), null, true];
   }
-  const why = status === 200 ? "it answers, but no websocket reaches it: is there a proxy in between?" : "it does not answer";
+  const why =
+    status === 200
+      ? "It answers, but no websocket reaches it; a proxy in between may be in the way"
+      : `Nobody answers at ${baseUrl}`;
   return [problemOf("silent", why), null, false];
 }
 

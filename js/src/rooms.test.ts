@@ -68,6 +68,11 @@ async function inRoom() {
   return { ...page, room, leave };
 }
 
+/** What a resume is answered with when nothing has happened since. */
+function nothingSince(seq: number): Downstream {
+  return from({ type: "entries", room: "r", epoch: "e", prev: seq, last: seq, entries: [], decided: 0 });
+}
+
 async function reconnected(host: FakeHost): Promise<void> {
   host.socket.drop();
   await host.advance(200);
@@ -201,6 +206,9 @@ describe("coming back", () => {
       rooms: [{ room: "r", incarnation: "i", epoch: "e", seq: 6, lowest: 1, highest: 1, states: ["S", "T"] }],
     });
     host.socket.deliver(welcome());
+    // Not before the server has said that it knows the room, and this page in it.
+    expect(await said(host)).toEqual([]);
+    host.socket.deliver(nothingSince(6));
     expect(brief(await said(host))).toEqual(["push r 1", "push r 2"]);
   });
 
@@ -211,7 +219,7 @@ describe("coming back", () => {
     leave();
     await reconnected(host);
     expect(await said(host)).toMatchObject([{ type: "hello", rooms: [{ room: "r", states: [] }] }]);
-    host.socket.deliver(welcome());
+    host.socket.deliver(welcome(), nothingSince(5));
     expect(brief(await said(host))).toEqual(["push r 1"]);
     host.socket.deliver(entry(6, 2, { decided: 1 }));
     expect(brief(await said(host))).toEqual(["leave r null"]);
@@ -267,23 +275,29 @@ describe("coming back", () => {
 describe("a room the server lost", () => {
   const lost = from({ type: "error", room: "r", problem: { code: "no-such-room", message: "m" } });
 
-  test("is joined again, once, with where this page stands", async () => {
+  test("is joined again, once, with where this page stands; what was set meanwhile waits for who makes it anew", async () => {
     const { host, room } = await inRoom();
-    write(room, 2);
     await reconnected(host);
+    write(room, 2);
     host.socket.deliver(welcome());
     await said(host);
-    // One for the resume and one for the push that came right behind it.
+    expect(room.here).toBe(true);
     host.socket.deliver(lost, lost);
     const again = await said(host);
-    expect(again).toMatchObject([{ type: "join", state: "S", resume: { seq: 5, lowest: 1, highest: 1 } }]);
+    expect(again).toMatchObject([{ type: "join", state: "S", resume: { seq: 5, lowest: 1, highest: 0 } }]);
     host.socket.deliver(
       from({ type: "snapshot", room: "r", incarnation: "j", epoch: "f", seq: 0, states: {} }),
-      from({ type: "resend", room: "r", n: 1 }),
       from({ type: "joined", id: join(again[0]).id, room: "r", seq: 0 }),
     );
+    write(room, 3);
+    expect(await said(host)).toEqual([]);
+    expect([room.here, room.replica.value("S", "n"), room.trouble]).toEqual([false, 3, null]);
+    // Somebody makes it: this page asks for the whole, once, and then says what it has to say.
+    host.socket.deliver(entry(1, 0, { epoch: "f" }), entry(2, 0, { epoch: "f" }));
+    expect(await said(host)).toMatchObject([{ type: "resume", room: "r", seq: 5, states: ["S"] }]);
+    host.socket.deliver(snapshot("r", { incarnation: "j", epoch: "f", seq: 2 }));
     expect(brief(await said(host))).toEqual(["push r 1"]);
-    expect(room.trouble).toBeNull();
+    expect([room.here, room.replica.value("S", "n")]).toEqual([true, 3]);
     // The next time it is lost is another time.
     host.socket.deliver(lost);
     expect(brief(await said(host))).toEqual(["join r S"]);

@@ -4,7 +4,17 @@ import { encode, fragments } from "./codec";
 import { Connection, type Host, type LinkState, problemOf, type Speaker } from "./connection";
 import { type SharedWidgetsError, TooLarge } from "./errors";
 import type { Place } from "./locate";
-import { type Downstream, type Hello, type Op, type Problem, type Resume, type Upstream, write } from "./protocol";
+import {
+  type Downstream,
+  type Entries,
+  type Hello,
+  type Op,
+  type Problem,
+  type Resume,
+  type Snapshot,
+  type Upstream,
+  write,
+} from "./protocol";
 import { type News, Replica } from "./replica";
 import { checkToken, size, type Value } from "./values";
 
@@ -27,6 +37,11 @@ export class PageRoom {
   readonly listeners = new Set<Listener>();
   /** Why the server did not let this page in; null while it did. */
   trouble: Problem | null = null;
+  /** The server has said where the room stands since the socket opened. Before, what is sent could get no verdict (H8). */
+  answered = false;
+  /** The server was started again and nobody has made the room anew; this page goes on with its copy, and sends nothing. */
+  lost = false;
+  asked = false;
 
   constructor(
     readonly token: string,
@@ -37,6 +52,11 @@ export class PageRoom {
 
   get link(): LinkState {
     return this.rooms.link;
+  }
+
+  /** Whether this page and the server have the same room. */
+  get here(): boolean {
+    return this.replica.live && !this.lost;
   }
 
   /** Write as an author who saw `shown`; throws a SharedWidgetsError and writes nothing when the value may not be. */
@@ -81,7 +101,7 @@ export class Rooms implements Speaker {
     return (
       this.connection?.state ?? {
         kind: "offline",
-        problem: problemOf("server-not-found", "this page is not served by a Jupyter server"),
+        problem: problemOf("server-not-found", "This page is not served by a Jupyter server"),
         final: true,
       }
     );
@@ -131,6 +151,7 @@ export class Rooms implements Speaker {
     const resumes: Resume[] = [];
     let bytes = 0;
     for (const room of this.open.values()) {
+      room.answered = room.lost = room.asked = false;
       if (room.states.size === 0 && room.replica.undecided === 0) {
         this.open.delete(room.token);
       } else if (room.replica.live) {
@@ -147,7 +168,7 @@ export class Rooms implements Speaker {
   due(inFlight: number): Upstream[] {
     const messages = this.control.splice(0);
     for (const room of this.open.values()) {
-      messages.push(...room.replica.take(inFlight));
+      if (room.answered && !room.lost) messages.push(...room.replica.take(inFlight));
       // Nobody looks any more; the page leaves behind what it wrote, once that has its verdict.
       if (room.states.size === 0 && room.replica.undecided === 0) {
         messages.push({ type: "leave", room: room.token, state: null });
@@ -174,6 +195,10 @@ export class Rooms implements Speaker {
       case "members": {
         const room = this.open.get(message.room);
         if (room === undefined) return;
+        if (message.type === "snapshot" || message.type === "entries") {
+          if (room.lost && !this.found(room, message)) return;
+          room.answered = true;
+        }
         const news = room.replica.receive(message);
         this.control.push(...news.send);
         room.tell({ kind: "news", news });
@@ -223,7 +248,9 @@ export class Rooms implements Speaker {
     const room = this.open.get(asked ?? token ?? "");
     if (room === undefined) return;
     if (asked === undefined && problem.code === "no-such-room") {
+      room.lost = room.replica.live;
       this.enterAgain(room);
+      room.tell({ kind: "link", link: this.link });
       return;
     }
     room.trouble = problem;
@@ -235,6 +262,14 @@ export class Rooms implements Speaker {
     if ([...this.requests.values()].includes(room.token)) return;
     if (room.states.size === 0) this.join(room, null);
     for (const state of room.states.keys()) this.join(room, state);
+  }
+
+  /** Whether somebody has made the room anew; who hears of it only by an entry asks for the whole. */
+  private found(room: PageRoom, message: Snapshot | Entries): boolean {
+    if (message.type === "snapshot") room.lost = message.seq === 0;
+    else if (!room.asked) this.control.push(room.replica.position([...room.states.keys()]));
+    room.asked = message.type === "entries";
+    return !room.lost;
   }
 
   private ended(token: string, problem: Problem): void {

@@ -28,6 +28,7 @@ else:
 SCHEME = "SharedWidgets"
 SECRET_PREFIX = "sw1-"
 KEY_BYTES = 32
+BROWSERS_SEND = {"origin", "cookie", "sec-fetch-mode", "sec-fetch-site"}
 
 
 class Keys:
@@ -132,8 +133,12 @@ class CredentialMixin(_Base):
 
     @property
     def is_frontend(self) -> bool:
-        """Whether the caller is a page, whatever it says of itself: it has an Origin or came in by cookie."""
-        return "Origin" in self.request.headers or not self.token_authenticated
+        """Whether the caller is a page, whatever it says of itself: it has what only a browser has, or no token.
+
+        A page that sends a token to its own origin by ``GET`` has no Origin; it has a cookie, or at least what browsers say
+        about each request and pages cannot leave out.
+        """
+        return bool(BROWSERS_SEND & {name.lower() for name in self.request.headers}) or not self.token_authenticated
 
     async def may(self, action: str) -> bool:
         """Ask the operator's authorizer; resource ``sharedwidgets``."""

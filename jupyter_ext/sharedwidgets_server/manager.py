@@ -97,6 +97,7 @@ class Connection:
 class _FromClient:
     author: Author
     message: Join | Leave | Resume | Push
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,14 @@ class _Delete:
 
 
 _Input: TypeAlias = _FromClient | _Disconnected | _CatchUp | _Request | _Look | _Delete
+
+
+@dataclass(frozen=True)
+class _Speaks:
+    """The effects that follow answer this connection of a boot, and not one that took its place meanwhile."""
+
+    boot: str
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -244,7 +253,7 @@ class RoomManager:
                 self._enter(connection, message.room, message)
             case Leave():
                 if message.room in self._queues:
-                    self._queues[message.room].put(_FromClient(author, message))
+                    self._queues[message.room].put(_FromClient(author, message, connection.generation))
                 if message.state is None:
                     self.registry.leave(author.boot, message.room)
                     connection.outbox.forget(message.room)
@@ -254,7 +263,7 @@ class RoomManager:
                     gone = NoSuchRoom("join the room before you write to it", room=message.room)
                     connection.outbox.control(Failure(room=message.room, problem=problem(gone)))
                     return
-                queue.put(_FromClient(author, message))
+                queue.put(_FromClient(author, message, connection.generation))
                 if queue.backlog > BACKLOG:
                     connection.outbox.control(Slow(delay=SLOW_SECONDS))
                     await queue.caught_up()
@@ -291,7 +300,7 @@ class RoomManager:
         except (InvalidToken, TooManyRooms) as error:
             connection.outbox.control(Failure(id=request, room=token, problem=problem(error)))
             return
-        self._queue(token).put(_FromClient(connection.author, message))
+        self._queue(token).put(_FromClient(connection.author, message, connection.generation))
 
     # --- requests from outside
 
@@ -433,6 +442,8 @@ class RoomQueue:
         self._failures = 0
         self._run = _Run()
         self._readers: dict[str, Audience] = {}
+        # Which connection of a boot this room heard from last.
+        self._speaks: dict[str, int] = {}
         # What is decided and not told yet.
         self._window: list[_Input] = []
         self._task = asyncio.get_running_loop().create_task(self._work())
@@ -482,13 +493,15 @@ class RoomQueue:
             await self._wake.wait()
             self._wake.clear()
             while self._inputs or self._due():
-                effects: list[Effect | _Show] = []
+                effects: list[Effect | _Show | _Speaks] = []
                 batch = [self._inputs.popleft() for _ in range(min(BATCH, len(self._inputs)))]
                 self._window = [*batch]
                 # What cannot be decided with the rest ends the window: a deletion, or an input that breaks the room.
                 last: _Input | None = None
                 for count, item in enumerate(batch, 1):
                     try:
+                        if isinstance(item, _FromClient):
+                            effects.append(_Speaks(item.author.boot, item.generation))
                         if not isinstance(item, _Delete):
                             effects += self._decide(room, item)
                             continue
@@ -521,13 +534,18 @@ class RoomQueue:
     def _due(self) -> bool:
         return self._deadline is not None and self._deadline <= self._manager.clock()
 
-    def _decide(self, room: Room, item: _FromClient | _Disconnected | _CatchUp | _Request | _Look) -> Sequence[Effect | _Show]:
+    def _decide(
+        self, room: Room, item: _FromClient | _Disconnected | _CatchUp | _Request | _Look
+    ) -> Sequence[Effect | _Show | _Speaks]:
         now = self._manager.now()
         match item:
             case _FromClient():
                 return room.receive(item.author, item.message, now)
             case _Disconnected():
-                return room.disconnect(item.boot, now)
+                effects = room.disconnect(item.boot, now)
+                if not effects:
+                    self._speaks.pop(item.boot, None)
+                return effects
             case _CatchUp():
                 connection = self._manager.connections.get(item.boot)
                 cursor = connection.outbox.cursors.get(self.token) if connection else None
@@ -543,7 +561,7 @@ class RoomQueue:
                 view = RoomView(self.token, room.incarnation, room.epoch, room.seq, states, room.members)
                 return [_Show(item.answer, view)]
 
-    async def _append(self, room: Room, effects: Sequence[Effect | _Show]) -> bool:
+    async def _append(self, room: Room, effects: Sequence[Effect | _Show | _Speaks]) -> bool:
         """Write down what was decided; whether the store did."""
         entries = [item.entry for item in effects if isinstance(item, Record) and item.entry is not None]
         marks = {item.boot: item.mark for item in effects if isinstance(item, Record) and item.boot and item.mark}
@@ -558,7 +576,7 @@ class RoomQueue:
             self._failures = 0
         return True
 
-    def _perform(self, room: Room, effect: Effect | _Show) -> None:
+    def _perform(self, room: Room, effect: Effect | _Show | _Speaks) -> None:
         match effect:
             case Record():
                 self._run.add(effect)
@@ -575,20 +593,33 @@ class RoomQueue:
             case Detach():
                 self._flush(room)
                 self._readers.pop(effect.boot, None)
+                self._speaks.pop(effect.boot, None)
             case Tell():
                 for boot in self._readers:
                     if boot != effect.but:
                         self._send(boot, effect.message)
             case Answer():
                 self._manager.answer(effect.ticket, effect.outcome)
+            case _Speaks():
+                if self._speaks.get(effect.boot) != effect.generation:
+                    # What was decided so far is for the connection before.
+                    self._flush(room)
+                    self._speaks[effect.boot] = effect.generation
             case _Show():
                 if not effect.answer.done():
                     effect.answer.set_result(effect.view)
 
     def _send(self, boot: str, message: Downstream) -> None:
-        connection = self._manager.connections.get(boot)
+        connection = self._connection(boot)
         if connection is not None:
             connection.outbox.control(message)
+
+    def _connection(self, boot: str) -> Connection | None:
+        """The boot's connection, when this room has heard from it: a newer one first gets the answer to its resume."""
+        connection = self._manager.connections.get(boot)
+        if connection is None or connection.generation != self._speaks.get(boot):
+            return None
+        return connection
 
     def _flush(self, room: Room) -> None:
         """Send the entries decided so far: one frame, encoded once per audience."""
@@ -597,7 +628,7 @@ class RoomQueue:
             return
         frames: dict[Audience, tuple[Entries, codec.Encoded]] = {}
         for boot, audience in self._readers.items():
-            connection = self._manager.connections.get(boot)
+            connection = self._connection(boot)
             if connection is None:
                 continue
             if audience not in frames:
@@ -619,7 +650,7 @@ class RoomQueue:
                 self.token, incarnation=uuid.uuid4().hex, epoch=uuid.uuid4().hex, limits=self._manager.limits, image=image
             )
 
-    async def _recover(self, room: Room, batch: Sequence[_Input], effects: Sequence[Effect | _Show]) -> Room:
+    async def _recover(self, room: Room, batch: Sequence[_Input], effects: Sequence[Effect | _Show | _Speaks]) -> Room:
         """The store is the truth: start again from it under a new epoch, and nobody hears of what was decided (H9).
 
         Pushes come again from their authors, who are asked to; whatever else was decided is decided once more.

@@ -19,7 +19,8 @@ def at_once(name: str, measured: Delays) -> None:
     for what, times in (("shown", measured.shown), ("painted", measured.painted)):
         tenth = statistics.quantiles(times, n=10)[-1]
         lines.append(
-            f"{name}, {what}: median {statistics.median(times):.0f} ms, 90 % below {tenth:.0f}, max {max(times):.0f}, n = {len(times)}"
+            f"{name}, {what}: median {statistics.median(times):.0f} ms, "
+            f"90 % below {tenth:.0f}, max {max(times):.0f}, n = {len(times)}"
         )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"press-to-painted-{name}.txt").write_text("\n".join([*lines, ""]))

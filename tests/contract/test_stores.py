@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sharedwidgets_server.stores import Store, open_store
 from sharedwidgets_server.testing import StoreContract
 

@@ -15,12 +15,12 @@ from typing import Any
 import ipywidgets
 import pytest
 import traitlets as t
-from sharedwidgets_server.testing import LiveServer
-from support.kernels import Kernel
-from support.scripts import Heard, eventually, seq
 
 import sharedwidgets.connection
 from sharedwidgets import SharedState
+from sharedwidgets_server.testing import LiveServer
+from support.kernels import Kernel
+from support.scripts import Heard, eventually, seq
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = {"newest": Path(sys.executable), "oldest": ROOT / ".venv-ipykernel6" / "bin" / "python"}

@@ -41,6 +41,7 @@ from sharedwidgets.errors import (
     SchemaConflict,
     ServerNotFound,
     ServerRefused,
+    TooLarge,
     TooManyRooms,
 )
 from sharedwidgets_server.testing import LiveServer
@@ -264,6 +265,21 @@ def test_a_subclass_shares_inherited_and_mixin_traits_under_its_own_name(here: L
     settled(one, base)
     assert base.count == 0
     assert sorted(one.room or ()) == ["Child", "Counter"]
+
+
+def test_traits_are_not_added_while_linked(here: Link, there: Link, token: str) -> None:
+    one = here(Counter(), token)
+    with pytest.raises(TypeError, match="unlink before you add 'extra': the room must know every trait"):
+        one.add_traits(extra=t.Int(3))
+    assert not one.has_trait("extra")
+    one.unlink()
+    one.add_traits(extra=t.Int(3))
+    two = there(Counter(), token)
+    here(one, token)
+    one.extra = 4
+    settled(one, two)
+    assert two.room is not None
+    assert two.room["Counter"]["extra"] == 4
 
 
 # --- links that fail
@@ -898,31 +914,41 @@ c.observe(lambda change: events.append(change.type), "level", type=t.All)
 
 
 def test_a_refused_write_is_undone_and_told(small: LiveServer, token: str) -> None:
-    one = Counter().link_to(token, server=small.url, credential=small.credential)
+    Counter().link_to(token, server=small.url, credential=small.credential)
+    one = Counter().link_to(token, server=small.url, credential=small.token)  # may only read
     changes, rejected = Heard(one, "text", "pair"), Heard(one, type="rejected")
-    one.text = "x" * 5000
-    assert one.text == "x" * 5000  # at once
+    one.text = "mine"
+    assert one.text == "mine"  # at once
     event = rejected.wait()
-    assert (event.name, event.new, event.problem.code, event.origin) == ("text", "hello", "too-large", "rollback")
-    assert [(change.origin, change.new) for change in changes.changes] == [("local", "x" * 5000), ("rollback", "hello")]
+    assert (event.name, event.new, event.problem.code, event.origin) == ("text", "hello", "forbidden", "rollback")
+    assert [(change.origin, change.new) for change in changes.changes] == [("local", "mine"), ("rollback", "hello")]
     assert (one.text, seq(small, token)) == ("hello", 1)
     with one.transaction():
-        one.pair, one.text = (5, 6), "x" * 5000
+        one.pair, one.text = (5, 6), "mine"
     rejected.wait(3)
     assert [(event.name, event.new) for event in rejected.changes[1:]] == [("pair", (1, 2)), ("text", "hello")]
     assert (one.pair, one.text, seq(small, token)) == ((1, 2), "hello", 1)
 
 
 def test_a_refusal_during_a_hold_is_told_after_it(small: LiveServer, token: str) -> None:
-    one = Counter().link_to(token, server=small.url, credential=small.credential)
+    Counter().link_to(token, server=small.url, credential=small.credential)
+    one = Counter().link_to(token, server=small.url, credential=small.token)
     rejected = Heard(one, type="rejected")
-    one.text = "x" * 5000
+    one.text = "mine"
     assert one._bridge is not None
     bridge = one._bridge
     with one.hold_sync():
         eventually(lambda: bridge.session.replica.undecided == 0)
     assert rejected.wait().name == "text"
     assert one.text == "hello"
+
+
+def test_a_value_that_is_too_large_is_refused_at_the_assignment(small: LiveServer, token: str) -> None:
+    one = Counter().link_to(token, server=small.url, credential=small.credential)
+    heard = Heard(one)
+    with pytest.raises(TooLarge, match=r"Counter\.text: a value of about 5002 bytes; one write may bring 2000"):
+        one.text = "x" * 5000
+    assert (one.text, heard.changes, seq(small, token)) == ("hello", [], 1)
 
 
 def test_changes_say_where_they_come_from(here: Link, there: Link, server: LiveServer, token: str) -> None:
@@ -986,8 +1012,7 @@ def test_an_asyncio_program_hears_on_its_loop(server: LiveServer, there: Link, t
     async def main() -> tuple[list[str], Any]:
         one = await Counter().link_to_async(token, server=server.url, credential=server.credential)
         heard = Heard(one, "count")
-        waiting = asyncio.ensure_future(one.changed("count"))
-        await asyncio.sleep(0)
+        waiting = one.changed("count")
         two.count = 1
         change = await asyncio.wait_for(waiting, 10)
         return heard.threads, (one, heard, change)
@@ -1583,6 +1608,41 @@ del cycle
             work.result(10)
     assert two.wait_until(lambda: two.other == 3, 10)
     eventually(lambda: len(two.linked_from) == 1, 5)
+
+
+def test_h34_a_process_that_ends_while_its_server_is_away_says_nothing(server: LiveServer, token: str) -> None:
+    with Script(server) as script:
+        with Stalling(server.port) as way:
+            script.run(
+                f"""
+import threading, time
+import traitlets as t
+import sharedwidgets.connection
+from sharedwidgets import SharedState
+sharedwidgets.connection.MAX_DELAY = 0.01
+class Counter(SharedState):
+    count = t.Int(0)
+c = Counter().link_to({token!r}, server={way.url!r}, credential={server.credential!r})
+c.flush()
+connection = c._bridge.connection
+def outlive():
+    "Keep the interpreter in its shutdown until the connection was tried twice more."
+    threading.main_thread().join()
+    deadline = time.monotonic() + 10
+    for _ in range(2):
+        former = connection.reason
+        while connection.reason is former and time.monotonic() < deadline:
+            time.sleep(0.005)
+threading.Thread(target=outlive).start()
+"""
+            )
+        script.run("c.wait_until(lambda: connection.state == 'offline', 10)")
+        assert script.finish() == ""
+
+
+def test_a_server_may_be_away_for_days() -> None:
+    pauses = [sharedwidgets.connection.longest_pause(failures) for failures in (0, 1, 2, 3, 100, 1024, 100_000)]
+    assert pauses == [0.1, 0.25, 0.5, 1.0, 10.0, 10.0, 10.0]
 
 
 def test_a_server_that_refused_once_is_not_asked_for_ever(server: LiveServer, token: str) -> None:

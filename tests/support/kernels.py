@@ -110,6 +110,8 @@ class Kernel:
             if isinstance(frame, str):
                 hear(json.loads(frame))
         socket.close()
+        while await socket.read_message() is not None:
+            pass
 
 
 def _print(printed: list[str], message: Message) -> None:

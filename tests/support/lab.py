@@ -32,26 +32,7 @@ FLAGS = [
 AT_ONCE_MS = 250
 WAIT_MS = 20_000
 
-# Notes when each slider's readout and each card's value was painted with which text, on the page's own clock.
-RECORDER = """
-window.painted = [];
-window.sockets = 0;
-window.pwned = 0;
-const Native = WebSocket;
-window.WebSocket = class extends Native {
-  constructor(url, protocols) { super(url, protocols); if (String(url).includes('sharedwidgets')) window.sockets += 1; }
-};
-new MutationObserver((mutations) => {
-  for (const { target } of mutations) {
-    const element = target.nodeType === 3 ? target.parentElement : target;
-    const owner = element?.closest?.('.widget-readout, dd[data-trait]');
-    if (!owner) continue;
-    const name = owner.className || owner.dataset.trait;
-    requestAnimationFrame(() => window.painted.push([name, owner.textContent, performance.now()]));
-  }
-}).observe(document, { subtree: true, childList: true, characterData: true });
-addEventListener('keydown', () => { window.pressed = performance.now(); }, true);
-"""
+RECORDER = "window.pwned = 0;"
 
 
 def demo_module() -> ModuleType:
@@ -96,16 +77,10 @@ class Lab:
     def live(self, page: Page, cards: int) -> None:
         """Wait until that many cards are live."""
         page.wait_for_function(
-            "n => document.querySelectorAll('.sharedwidgets-card[data-link=live] dd').length >= n", arg=cards, timeout=WAIT_MS
+            "n => [...document.querySelectorAll('.sw-link')].filter(e => e.textContent === 'live').length >= n",
+            arg=cards,
+            timeout=WAIT_MS,
         )
-
-    def seq(self) -> int:
-        """The room's seq on the server."""
-        return int(self.ask("GET", f"sharedwidgets/api/rooms/{self.room}")["seq"])
-
-    def value(self, trait: str, state: str = "Motor") -> Any:
-        """A value on the server."""
-        return self.ask("GET", f"sharedwidgets/api/rooms/{self.room}")["states"][state]["values"][trait]
 
     def ask(self, method: str, where: str, body: Any = None) -> Any:
         """A REST call with the token."""
@@ -122,36 +97,6 @@ class Lab:
     def close(self) -> None:
         """Close every tab."""
         self.context.close()
-
-
-def panel(page: Page, index: int) -> Any:
-    """The notebook at that place, from the left."""
-    return page.locator(".jp-NotebookPanel").nth(index)
-
-
-def press(page: Page, index: int, times: int, key: str = "ArrowRight") -> None:
-    """Move the slider of a notebook by key presses, each at least 50 ms after the one before."""
-    panel(page, index).locator(".noUi-handle").first.focus()
-    for _ in range(times):
-        page.keyboard.press(key)
-        page.wait_for_timeout(55)
-
-
-def shown(page: Page) -> dict[str, list[str]]:
-    """What sliders and cards show, from left to right."""
-    return {
-        "sliders": [item.inner_text() for item in page.locator(".widget-readout").all()],
-        "cards": [item.inner_text() for item in page.locator("dd[data-trait=speed]").all()],
-    }
-
-
-def all_show(page: Page, value: int) -> None:
-    """Wait until every slider and every card shows the value."""
-    page.wait_for_function(
-        "text => [...document.querySelectorAll('.widget-readout, dd[data-trait=speed]')].every(e => e.textContent === text)",
-        arg=str(value),
-        timeout=WAIT_MS,
-    )
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -28,6 +28,7 @@ scalars = st.one_of(
     st.integers(-(2**80), 2**80),
     st.sampled_from([2**53 - 1, 2**53, -(2**53), 10**300, -1]),
     st.floats(),
+    st.sampled_from([float("nan"), float("inf"), -float("inf"), -0.0, 1e300]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
     st.binary(max_size=8),
 )

@@ -16,6 +16,8 @@ from playwright.sync_api import BrowserContext, Locator, Page, WebSocket
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from sharedwidgets import Room, connect
+from sharedwidgets.connection import shared
+from sharedwidgets.discovery import Address
 from support.kernels import Kernel
 from support.lab import RESULTS, demo_module, until
 
@@ -60,7 +62,9 @@ window.keys = [];
   new MutationObserver(look).observe(document, {
     subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["aria-valuenow"],
   });
-  addEventListener("keydown", (event) => window.keys.push([event.key, performance.timeOrigin + event.timeStamp]), true);
+  addEventListener("keydown", ({ target, timeStamp }) => {
+    if (target.classList.contains("noUi-handle")) window.keys.push(performance.timeOrigin + timeStamp);
+  }, true);
 }
 """
 
@@ -172,7 +176,7 @@ class Jupyter:
         """Stop it and its kernels."""
         for room in self._scripts:
             room.close()
-            room._connection.close()
+        shared(Address(self.demo.base, self.demo.token)).close()
         for kernel in self.kernels:
             kernel.client.stop_channels()
         self.demo.stop()
@@ -294,9 +298,12 @@ class Tab:
 
     def press(self, times: int = 1, key: str = "ArrowRight", *, slider: int = 0) -> None:
         """Move a slider by key presses: a person's pace."""
-        self.page.locator(".noUi-handle").nth(slider).focus()
-        for _ in range(times):
-            self.page.keyboard.press(key)
+        handle = self.page.locator(".noUi-handle").nth(slider)
+        done = int(self.page.evaluate("window.keys.length"))
+        for wanted in range(done + 1, done + times + 1):
+            while self.page.evaluate("window.keys.length") < wanted:
+                # Lab may take the focus while it is starting; a key that went elsewhere was no move.
+                handle.press(key)
             self.page.wait_for_timeout(PACE_MS)
 
     def shows(self, value: int, trait: str = "speed", timeout: float = WAIT_MS) -> None:
@@ -328,6 +335,10 @@ class Tab:
     def sockets(self) -> int:
         """How many sockets to the rooms this load of the page has made."""
         return int(self.page.evaluate("window.sockets.length"))
+
+    def listeners(self, room: str) -> int:
+        """How many models and views of this page follow a room."""
+        return int(self.page.evaluate("room => globalThis[Symbol.for('sharedwidgets.v1')].open.get(room).listeners.size", room))
 
     def command(self, name: str, arguments: Mapping[str, Any] | None = None) -> None:
         """Run a command of JupyterLab and wait for its end."""
@@ -364,11 +375,6 @@ class Tab:
         self.page.screenshot(path=str(RESULTS / f"{name}.png"))
 
 
-def presses(tab: Tab) -> list[float]:
-    """When each arrow key went down in a tab, in ms since 1970."""
-    return [at for key, at in tab.page.evaluate("window.keys") if key.startswith("Arrow")]
-
-
 @dataclass(frozen=True)
 class Delays:
     """Milliseconds from presses until everything in a tab that shows the value had it.
@@ -386,7 +392,7 @@ class Delays:
 
 def delays(source: Tab, target: Tab, values: Sequence[int]) -> Delays:
     """From each of the last presses in one tab until card, readout and slider of another had its value."""
-    pressed = presses(source)[-len(values) :]
+    pressed = source.page.evaluate("window.keys")[-len(values) :]
     target.wait("() => window.painted.every(({ painted }) => painted < Infinity)")
     first: dict[tuple[str, str], tuple[float, float]] = {}
     for note in target.page.evaluate("window.painted"):

@@ -608,6 +608,7 @@ class Client:
         for name, state in replica.states.items():
             for trait in state.schema:
                 value = replica.value(name, trait)
+                assert replica.undecided or value == values[name][trait], f"{self.boot} shows {trait}={value!r} for nothing"
                 assert self._shown.get((name, trait)) == value, f"{self.boot} shows {trait}={value!r} and told nobody"
         if "S" in replica.states:
             assert replica.value("S", "left") == replica.value("S", "right"), f"G10: {self.boot} shows half a transaction"
@@ -1042,7 +1043,7 @@ class World:
             client.check()
             verdicts = {n: verdict for (boot, n), verdict in self.store.verdicts.items() if boot == client.boot}
             assert client.told == verdicts, f"G3, G4: {client.boot} was told {client.told}, decided was {verdicts}"
-            assert {member.id for member in room.members} <= set(client.replica.members)
+            assert {member.id for member in room.members} == set(client.replica.members), f"{client.boot} sees ghosts"
         for boot in {boot for boot, _ in self.store.verdicts}:
             numbers = sorted(n for of, n in self.store.verdicts if of == boot)
             assert numbers == list(range(1, len(numbers) + 1)), f"G2: {boot} has verdicts on {numbers}"

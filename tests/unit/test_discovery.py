@@ -81,6 +81,17 @@ def test_a_broken_environment_is_no_matter_where_the_server_is_named(runtime: Pa
         find(environ=environ(URL="nonsense"))
 
 
+@pytest.mark.parametrize("credential", ["ünïcode", "日本", "two\nlines", "nul\0", "\udcff"])
+def test_a_credential_that_no_header_can_carry_is_refused_before_it_is_tried(runtime: Path, credential: str) -> None:
+    leave(runtime, "1")
+    for server, told in ((URL, {}), (None, environ(URL=URL)), (None, {})):
+        with pytest.raises(ServerNotFound) as caught:
+            find(server, credential, told)
+        assert credential not in str(caught.value)
+    with pytest.raises(ServerNotFound):
+        find(environ=environ(URL=URL, CREDENTIAL=credential))
+
+
 def test_a_credential_alone_is_for_the_one_server_that_runs(runtime: Path) -> None:
     leave(runtime, "1")
     assert find(credential="mine", environ={}) == Address(URL, "mine", "s")

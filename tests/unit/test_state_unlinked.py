@@ -81,11 +81,17 @@ def test_the_verbs_do_nothing_and_return_what_they_should() -> None:
 def test_changed_hears_of_a_private_change() -> None:
     async def main() -> Any:
         state = Counter()
-        waiting = asyncio.ensure_future(state.changed("count"))
-        await asyncio.sleep(0)
+        waiting, any_trait, late = state.changed("count"), state.changed(), state.changed("tags")
         state.other = 1
         state.count = 4
-        return await asyncio.wait_for(waiting, 5)
+        state.count = 5
+        assert (await asyncio.wait_for(any_trait, 5)).name == "other"
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(late, 0.01)
+        change = await asyncio.wait_for(waiting, 5)
+        await asyncio.sleep(0)
+        assert not any(state._trait_notifiers.get(name, {}).get("change") for name in ("count", "other", "tags"))
+        return change
 
     change = asyncio.run(main())
     assert (change.name, change.old, change.new) == ("count", 0, 4)

@@ -369,6 +369,35 @@ async def test_h05_a_refusal_lost_with_the_socket_is_told_again(bench: Bench) ->
     assert again.replica.view("S") == {**bob.replica.view("S"), "count": 1, "level": 9}
 
 
+async def test_h05_a_new_connection_hears_nothing_before_its_resume_is_answered(bench: Bench) -> None:
+    """The verdict of n=1 is lost with a stalled socket; n=2 is being written while the boot comes back on another one."""
+    ana = await bench.joined("ana")
+    bob = await bench.joined("bob")
+    ana.replica.write([Inc(state="S", path=("level",), by=3)], group=True)
+    await bob.push(1, assign("level", 9))
+    await bob.next(Entries)
+    ana.open.clear()
+    await ana.send()
+    await until(lambda: bench.store.inner._rooms["r"].marks.get("ana"))
+    tried = bench.store.tried
+    bench.store.gate.clear()
+    ana.write(add())
+    await ana.send()
+    await until(lambda: bench.store.tried == tried + 1)
+    ana.drop()
+    ana.replica.disconnected()
+    again = bench.local("ana", replica=ana.replica)
+    again.connect(ana.replica.position(["S"]))
+    await turns()
+    bench.store.gate.set()
+    nack = await again.next(Nack)
+    assert nack.n == 1
+    told = [type(message) for message in again.heard if isinstance(message, (Nack, Entries, Snapshot))]
+    assert told[0] is Nack
+    await again.until(lambda: not again.replica.undecided)
+    assert again.replica.view("S")["level"] == 9
+
+
 # --- slow readers
 
 

@@ -1,0 +1,389 @@
+"""Sockets that die, stall or half-die, and servers that go and come back: what was acknowledged stands, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sharedwidgets.connection
+from sharedwidgets import Room, connect, discovery
+from sharedwidgets.core.protocol import Bye, Entries, Members
+from sharedwidgets.core.replica import Change, Refused
+from sharedwidgets.errors import Closed, LinkTimeout, ServerNotFound
+from sharedwidgets_server.testing import LiveServer
+from support.faults import Faults
+from support.peers import Peer, add
+from support.rest import ask, room_url
+from support.scripts import eventually, seq
+from support.servers import limits, peers
+
+# Beyond a silence of this the quick server takes a connection for dead.
+QUICK = {"heartbeat_seconds": 0.2, "dead_seconds": 0.8, "away_seconds": 20.0}
+
+Connect = Callable[..., Room]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with LiveServer(tmp_path_factory.mktemp("quick"), limits(**QUICK)) as server:
+        yield server
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[LiveServer]:
+    """A server of the test's own, to be stopped and started."""
+    with LiveServer(tmp_path, limits(away_seconds=20.0)) as server:
+        yield server
+
+
+@pytest.fixture
+def faults(live: LiveServer) -> Iterator[Faults]:
+    with Faults(live.port) as relay:
+        yield relay
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    before = set(sharedwidgets.connection._shared)
+    yield
+    for key in set(sharedwidgets.connection._shared) - before:
+        sharedwidgets.connection._shared.pop(key).close(1.0)
+
+
+def through(relay: Faults, server: LiveServer) -> str:
+    """The server's base URL by way of the relay."""
+    return server.url.replace(f":{server.port}/", f":{relay.port}/")
+
+
+def enter(relay: Faults, server: LiveServer, token: str, **how: Any) -> Room:
+    return connect(token, server=through(relay, server), credential=server.credential, **how)
+
+
+def read(server: LiveServer, token: str) -> dict[str, Any]:
+    answer = ask(room_url(server, "rooms", token), headers=server.headers)
+    assert answer.status == 200, answer
+    return dict(answer.body)
+
+
+# --- cuts
+
+
+def test_each_acked_push_is_there_once_and_in_order_however_often_the_socket_dies(
+    live: LiveServer, faults: Faults, room: str
+) -> None:
+    """G2 and G3: a list of what was appended shows a loss, a double and a swap alike."""
+    mine = enter(faults, live, room)
+    other = connect(room, server=live.url, credential=live.token)
+    state = mine.define("S", items=[], count=0)
+    connections = 0
+    for number in range(300):
+        state.append("items", number)
+        if number % 5 == 0:
+            state.increment("count")
+        if number % 60 == 17:
+            connections += 1
+            eventually(lambda connections=connections: faults.accepted == connections)
+            faults.cut()
+        if number % 60 == 40:
+            mine.flush()
+    mine.flush()
+    assert state["items"] == list(range(300))
+    assert state["count"] == 60
+    assert other.wait_until(lambda: other["S"]["items"] == list(range(300)) and other["S"]["count"] == 60, 10)
+    # One entry for the state, one for each push.
+    assert seq(live, room) == 361
+    assert faults.accepted == 6
+    # It stayed one member all the while.
+    assert sorted(member.state for member in other.members) == ["live", "live"]
+
+
+def test_an_ack_lost_with_the_socket_is_no_second_push(live: LiveServer, faults: Faults, room: str) -> None:
+    mine = enter(faults, live, room)
+    state = mine.define("S", count=0)
+    for round_ in range(1, 6):
+        faults.shut(up=False)
+        state.increment("count")
+        eventually(lambda round_=round_: read(live, room)["states"]["S"]["values"]["count"] == round_)
+        faults.cut()
+        mine.flush()
+    assert (state["count"], seq(live, room)) == (5, 6)
+
+
+def test_h05_a_refusal_lost_with_the_socket_is_told(live: LiveServer, faults: Faults, room: str) -> None:
+    mine = enter(faults, live, room)
+    state = mine.define("S", count=0, other=0)
+    refused: list[Refused] = []
+    mine.on_refused(refused.append)
+    faults.shut(up=False)
+    with mine.transaction():
+        for _ in range(501):
+            state.increment("count")
+    state["other"] = 1
+    # The second is decided, so the first is refused, and neither answer has arrived.
+    eventually(lambda: read(live, room)["states"]["S"]["values"]["other"] == 1)
+    assert refused == []
+    assert state["count"] == 501
+    faults.cut()
+    mine.flush()
+    eventually(lambda: refused)
+    assert [(item.n, item.problem.code) for item in refused] == [(1, "too-large")]
+    assert (state["count"], state["other"]) == (0, 1)
+    assert (read(live, room)["states"]["S"]["values"]["count"], seq(live, room)) == (0, 2)
+
+
+def test_what_others_did_meanwhile_comes_as_changes_and_once(live: LiveServer, faults: Faults, room: str) -> None:
+    mine = enter(faults, live, room)
+    state = mine.define("S", count=0, text="")
+    changes: list[Change] = []
+    mine.subscribe(changes.append)
+    other = connect(room, server=live.url, credential=live.token)
+    faults.shut()
+    for number in range(1, 51):
+        other["S"]["count"] = number
+    other.flush()
+    state["text"] = "mine"
+    faults.cut()
+    assert mine.wait_until(lambda: state["count"] == 50, 10)
+    mine.flush()
+    assert other.wait_until(lambda: other["S"]["text"] == "mine", 10)
+    eventually(lambda: [change.new for change in changes if change.trait == "count"][-1:] == [50])
+    assert all(change.origin in ("remote", "resync") for change in changes)
+    assert len([change for change in changes if change.trait == "count"]) <= 50
+    assert seq(live, room) == read(live, room)["seq"] == mine.seq
+
+
+def test_link_state_says_how_it_stands(live: LiveServer, room: str) -> None:
+    with Faults(live.port) as relay:
+        mine = enter(relay, live, room)
+        assert mine.link_state == "live"
+        state = mine.define("S", count=0)
+        mine.flush()
+        relay.__exit__()
+        eventually(lambda: mine.link_state == "offline")
+        # Writes are taken while it is offline and shown; what needs an answer says why there is none.
+        state["count"] = 1
+        assert state["count"] == 1
+        with pytest.raises(LinkTimeout, match="offline"):
+            mine.flush(0.1)
+        with pytest.raises(ServerNotFound, match="cannot be reached"):
+            mine.define("T", 0.2, count=0)
+        mine.close()
+        assert mine.link_state == "closed"
+        with pytest.raises(Closed):
+            state["count"] = 2
+
+
+# --- stalls and half-open connections
+
+
+def test_a_dead_connection_is_noticed_on_both_sides_and_its_member_only_away(quick: LiveServer, room: str) -> None:
+    with Faults(quick.port) as relay:
+        mine = enter(relay, quick, room)
+        state = mine.define("S", count=0)
+        other = connect(room, server=quick.url, credential=quick.token)
+        gone: list[Any] = []
+        other.on_leave(gone.append)
+        assert other.wait_until(lambda: len(other.members) == 2, 10)
+        (me,) = [member.id for member in other.members if member.id == mine._connection.welcome.member]  # type: ignore[union-attr]
+        relay.shut()
+        state.increment("count")
+        assert other.wait_until(lambda: {member.id: member.state for member in other.members}[me] == "away", 10)
+        eventually(lambda: mine.link_state == "offline", 4.0)
+        relay.cut()
+        mine.flush()
+        assert mine.link_state == "live"
+        assert other.wait_until(lambda: {member.id: member.state for member in other.members}[me] == "live", 10)
+        assert (state["count"], read(quick, room)["states"]["S"]["values"]["count"]) == (1, 1)
+        assert gone == []
+        assert len(other.members) == 2
+
+
+def test_a_quiet_connection_lives(quick: LiveServer, room: str) -> None:
+    """Nobody says anything for many times the silence that would be death: pings keep it."""
+    mine = connect(room, server=quick.url, credential=quick.credential)
+    mine.define("S", count=0)
+    heard = mine._connection._heard
+    boot_first = mine._connection.welcome
+    eventually(lambda: mine._connection._heard > heard + 3 * QUICK["dead_seconds"], 20)
+    assert mine.link_state == "live"
+    assert mine._connection.welcome is boot_first
+
+
+def test_a_welcome_lost_with_the_socket_does_not_lock_the_process_out(live: LiveServer, faults: Faults, room: str) -> None:
+    """The server knows the boot by a connection it does not know to be dead; the process never heard who it is."""
+    faults.shut(up=False)
+    with pytest.raises(ServerNotFound):
+        enter(faults, live, room, timeout=0.5)
+    eventually(lambda: faults.accepted)
+    faults.lose()
+    faults.open()
+    mine = enter(faults, live, room, timeout=5)
+    assert mine.link_state == "live"
+    mine.define("S", count=0)["count"] = 1
+    mine.flush()
+
+
+def test_a_half_open_connection_is_replaced_by_the_next(live: LiveServer, faults: Faults, room: str) -> None:
+    """H7: the server still holds the old socket of the boot when the new one says hello."""
+    mine = enter(faults, live, room)
+    state = mine.define("S", count=0)
+    other = connect(room, server=live.url, credential=live.token)
+    gone: list[Any] = []
+    other.on_leave(gone.append)
+    for number in range(1, 4):
+        faults.shut(up=False)
+        state.increment("count")
+        eventually(lambda number=number: read(live, room)["states"]["S"]["values"]["count"] == number)
+        faults.lose()
+        faults.open()
+        mine.flush()
+    assert (state["count"], seq(live, room)) == (3, 4)
+    assert gone == []
+    assert [member.state for member in other.members] == ["live", "live"]
+
+
+def test_h31_a_late_answer_makes_no_ghost(live: LiveServer, faults: Faults, room: str) -> None:
+    mine = enter(faults, live, room)
+    faults.shut(up=False)
+    with pytest.raises(LinkTimeout):
+        enter(faults, live, f"{room}-other", timeout=0.3)
+    with pytest.raises(LinkTimeout):
+        mine.define("S", 0.3, count=0)
+    faults.open()
+    mine.define("T", count=0)["count"] = 1
+    mine.flush()
+    assert ask(room_url(live, "rooms", f"{room}-other"), headers=live.headers).status == 404
+    (member,) = read(live, room)["members"]
+    assert member["states"] == ["T"]
+    # And it can be had afterwards.
+    again = enter(faults, live, f"{room}-other")
+    assert [item.state for item in again.members] == ["live"]
+
+
+def test_h31_a_connection_that_came_too_late_makes_no_ghost(live: LiveServer, faults: Faults, room: str) -> None:
+    other = connect(room, server=live.url, credential=live.token)
+    other.define("S", count=0)
+    came: list[Any] = []
+    other.on_join(came.append)
+    faults.shut(up=False)
+    with pytest.raises(ServerNotFound):
+        enter(faults, live, room, timeout=0.5)
+    faults.open()
+    other["S"]["count"] = 1
+    other.flush()
+    # Whatever was under way has arrived when a second try has its answer.
+    enter(faults, live, f"{room}-second").close()
+    eventually(lambda: len(read(live, room)["members"]) == 1)
+    assert [member.id for member in other.members] == [other._connection.welcome.member]  # type: ignore[union-attr]
+
+
+# --- servers that go and come back
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_stops_says_goodbye(own: LiveServer, room: str) -> None:
+    async with peers() as made:
+        peer = await made(own.socket_url, own.headers, room)
+        await asyncio.to_thread(own.stop)
+        bye = await peer.next(Bye)
+        assert (bye.problem.code, bye.retry_after) == ("going-away", 1.0)
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_room_on_memory_comes_back_from_a_live_scripts_values(own: LiveServer, room: str, end: str) -> None:
+    """Pending writes are resolved, whether they were made before or after the server went; nothing is written twice."""
+    with Faults(own.port) as relay:
+        mine = enter(relay, own, room)
+        state = mine.define("S", count=0, items=[])
+        state["count"] = 5
+        mine.flush()
+        getattr(own, end)()
+        relay.cut()
+        # More than may be under way at once, each a push of its own.
+        for number in range(150):
+            state.append("items", number)
+            with mine.transaction():
+                state.increment("count")
+                state.increment("count")
+        asked = asks(mine)
+        own.start()
+        mine.flush(20)
+        assert (state["count"], state["items"]) == (305, list(range(150)))
+        told = read(own, room)
+        assert told["states"]["S"]["values"] == {"count": 305, "items": list(range(150))}
+        # One entry that makes the state, one for each push; one join, not one for each push that met no room.
+        assert told["seq"] == 301
+        assert asks(mine) - asked <= 2
+        assert [member["states"] for member in told["members"]] == [["S"]]
+
+
+def asks(room: Room) -> int:
+    """How many joins this process has sent so far."""
+    return int(repr(room._connection._ids)[6:-1])
+
+
+def test_two_scripts_come_back_to_one_room(own: LiveServer, room: str) -> None:
+    one = connect(room, server=own.url, credential=own.credential)
+    two = connect(room, server=own.url, credential=own.token)
+    first, second = one.define("S", count=0), two.define("S", count=0)
+    first["count"] = 5
+    one.flush()
+    assert two.wait_until(lambda: second["count"] == 5, 10)
+    own.kill()
+    for member in (one, two):
+        eventually(lambda member=member: member.link_state == "offline")
+    own.start()
+    for member in (one, two):
+        eventually(lambda member=member: member.link_state == "live")
+    first.increment("count")
+    second.increment("count")
+    one.flush()
+    two.flush()
+    for member, state in ((one, first), (two, second)):
+        assert member.wait_until(lambda state=state: state["count"] == 7, 10)
+    told = read(own, room)
+    assert (told["states"]["S"]["values"]["count"], told["seq"], len(told["members"])) == (7, 3, 2)
+
+
+def test_a_server_that_moved_is_found_by_its_id(own: LiveServer, room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (discovery.URL, discovery.CREDENTIAL, discovery.SERVER):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(own.runtime))
+    mine = connect(room)
+    state = mine.define("S", count=0)
+    state["count"] = 3
+    mine.flush()
+    before = own.port
+    own.kill()
+    own.port = 0
+    own.start()
+    state.increment("count")
+    mine.flush(20)
+    assert own.port != before
+    assert read(own, room)["states"]["S"]["values"]["count"] == 4
+
+
+@pytest.mark.asyncio
+async def test_a_member_that_reconnects_does_not_flicker(live: LiveServer, room: str) -> None:
+    async with peers() as made:
+        witness = await made(live.socket_url, live.headers, room)
+        peer = await made(live.socket_url, live.headers, room)
+        held = peer.welcome
+        assert held is not None
+        position = peer.replicas[room].position(["S"])
+        peer.close()
+        await peer.closed()
+        await witness.next(Members, lambda message: message.present and message.present[0].state == "away")
+        again = await Peer.open(live.socket_url, live.headers)
+        made.made.append(again)
+        again.boot, again.replicas = peer.boot, peer.replicas
+        await again.hello(member=held.member, secret=held.secret, rooms=(position,))
+        back = await witness.next(Members)
+        assert [(member.id, member.state, member.states) for member in back.present] == [(held.member, "live", ("S",))]
+        assert not [message for message in witness.all(Members) if message.gone]
+        verdict = await again.write(room, add())
+        assert isinstance(verdict, Entries)
