@@ -16,7 +16,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = ROOT / "tests" / "mutants"
-COPIED = ("sharedwidgets", "jupyter_ext", "tests", "scripts", "notebooks", "js/src", "js/package.json", "js/vitest.config.ts")
+COPIED = (
+    "sharedwidgets",
+    "jupyter_ext",
+    "tests",
+    "scripts",
+    "notebooks",
+    "js/src",
+    "js/test",
+    "js/package.json",
+    "js/vitest.config.ts",
+)
 COPIED_FILES = ("pyproject.toml", "README.md", "PROTOCOL.md", "ERRORS.md", "CONTRIBUTING.md", "js/tsconfig.json")
 # What pytest and vitest return when tests ran and some failed.
 FAILED = 1
