@@ -33,7 +33,7 @@ FAILED = 1
 
 
 def copy_of_tree(folder: Path) -> None:
-    """Everything the tests read, without environments; node's packages are borrowed by a link."""
+    """Everything the tests read; environments and node's packages are borrowed by links, the code comes first on the path."""
     for name in (*COPIED, *COPIED_FILES):
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,8 @@ def copy_of_tree(folder: Path) -> None:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "mutants"))
         elif source.exists():
             shutil.copy(source, target)
-    (folder / "js" / "node_modules").symlink_to(ROOT / "js" / "node_modules")
+    for borrowed in ("js/node_modules", ".venv", ".venv-ipykernel6"):
+        (folder / borrowed).symlink_to(ROOT / borrowed)
 
 
 def run_tests(folder: Path, wanted: str) -> subprocess.CompletedProcess[str]:
