@@ -186,6 +186,11 @@ class StoreContract:
         assert image is not None
         assert (image.seq, image.states["S"].values["count"], image.marks) == (1, 0, {"boot": Mark(n=1)})
 
+    async def test_it_may_be_closed_twice(self, store: Store) -> None:
+        await store.append(_batch(_made(1)), {}, 0)
+        await store.close()
+        await store.close()
+
     async def test_another_incarnation_is_refused(self, store: Store) -> None:
         await store.append(_batch(_made(1)), {}, 0)
         with pytest.raises(StoreFailed):

@@ -150,13 +150,17 @@ async def another_boot(scene: Scene) -> None:
 
 async def after_a_refusal(scene: Scene) -> None:
     """Malformed, and in the same breath a proper hello and a write."""
-    await scene.peer.send("{", codec.encode(Hello(protocol=1, boot="late", kind="script")).frame())
-    await scene.peer.say(Join(id=1, room=scene.room), Push(room=scene.room, n=1, ops=(add(100),)))
+    proper = (
+        Hello(protocol=1, boot="late", kind="script"),
+        Join(id=1, room=scene.room),
+        Push(room=scene.room, n=1, ops=(add(100),)),
+    )
+    await scene.peer.send_at_once("{", *(codec.encode(message).frame() for message in proper))
 
 
 async def writes_after_a_refusal(scene: Scene) -> None:
-    await scene.peer.send("{")
-    await scene.peer.say(Push(room=scene.room, n=1, ops=(add(100),)))
+    push = Push(room=scene.room, n=1, ops=(add(100),))
+    await scene.peer.send_at_once("{", codec.encode(push).frame())
 
 
 async def stale_condition(scene: Scene) -> None:

@@ -112,6 +112,13 @@ class Peer:
         for frame in frames:
             await self.socket.write_message(frame, binary=isinstance(frame, bytes))
 
+    async def send_at_once(self, *frames: Frame) -> None:
+        """Frames that all leave before anything the server says to the first of them is heard."""
+        sent = [self.socket.write_message(frame, binary=isinstance(frame, bytes)) for frame in frames]
+        for future in sent:
+            with contextlib.suppress(WebSocketClosedError):
+                await future
+
     async def say(self, *messages: Upstream) -> None:
         """Messages, in fragments where they are too long for one frame."""
         limit = self.welcome.limits.frame_bytes if self.welcome else 1 << 16

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sharedwidgets.core import delta
-from sharedwidgets.core.delta import States
+from sharedwidgets.core.delta import State, States
 from sharedwidgets.core.room import Mark, RoomImage
 from sharedwidgets_server.stores import Batch, Store, check_follows
 
 
 class _Held:
-    """One room: applied in place, so that an append costs what it brings and not what the room holds."""
+    """One room: entries are applied to it, so that an append costs the states it names and not what the room holds."""
 
     def __init__(self, incarnation: str) -> None:
         self.incarnation = incarnation
@@ -42,12 +42,17 @@ class MemoryStore(Store):
     async def append(self, batch: Batch, marks: Mapping[str, Mark], expected_seq: int) -> None:
         held = self._rooms.get(batch.token)
         check_follows(held.seq if held else 0, held.incarnation if held else None, batch, expected_seq)
-        held = held or self._rooms.setdefault(batch.token, _Held(batch.incarnation))
+        held = held or _Held(batch.incarnation)
+        # Only what the entries touch is copied, and put in place when all of them are applied.
+        named = {op.state for entry in batch.entries for op in entry.ops}
+        trial = {name: State(dict(item.schema), dict(item.values)) for name, item in held.states.items() if name in named}
         for entry in batch.entries:
-            delta.apply_entry(held.states, entry)
-            held.seq = entry.seq
+            delta.apply_entry(trial, entry)
+        held.states.update(trial)
+        held.seq = batch.entries[-1].seq if batch.entries else held.seq
         held.epochs = batch.epochs
         held.marks.update(marks)
+        self._rooms[batch.token] = held
 
     async def delete(self, token: str) -> None:
         self._rooms.pop(token, None)
