@@ -15,6 +15,7 @@ class Faults(Stalling):
     def __init__(self, port: int) -> None:
         self._lost: set[socket.socket] = set()
         self.accepted = 0
+        self.refusing = False
         super().__init__(port)
 
     def lose(self) -> None:
@@ -32,6 +33,9 @@ class Faults(Stalling):
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self.refusing:
+                near.close()
+                continue
             try:
                 far = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
