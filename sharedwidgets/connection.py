@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from sharedwidgets import discovery, host
 from sharedwidgets.core import codec, delta
+from sharedwidgets.core.delta import States
 from sharedwidgets.core.protocol import (
     PROTOCOL_VERSION,
     SUBPROTOCOL,
@@ -118,6 +119,8 @@ class Session:
         self.links: Counter[str] = Counter()
         self.users = 0
         self.leaving = False
+        # Whether the answer to a `Resume` is awaited.
+        self.resuming = False
         # How often somebody may show now what came earlier.
         self.stirred = 0
         # Why the room is no more; this object of it is dead then, and a link makes another.
@@ -636,7 +639,11 @@ class Connection:
             self.welcome = None
             self._control.clear()
             self._forget_left()
-            resumes = [item.replica.position(item.states) for item in self._sessions.values() if item.replica.live]
+            resumes: list[Resume] = []
+            for session in self._sessions.values():
+                session.resuming = session.replica.live
+                if session.resuming:
+                    resumes.append(session.replica.position(session.states))
             for number, request in self._requests.items():
                 self._control.append(request.join(number))
         fitting: list[Resume] = []
@@ -663,12 +670,18 @@ class Connection:
         messages: list[Upstream] = [*self._control]
         self._control.clear()
         for token, session in list(self._sessions.items()):
-            messages += session.replica.take(self.limits.in_flight_pushes)
+            if not self._held_back(session):
+                messages += session.replica.take(self.limits.in_flight_pushes)
             if session.leaving and not session.replica.undecided:
                 messages.append(Leave(room=token))
                 del self._sessions[token]
                 self.changed.notify_all()
         return messages
+
+    def _held_back(self, session: Session) -> bool:
+        """Whether the room or a state of it may have to be made again first: a write would meet nothing there, for good."""
+        brings_back = any(item.session is session and not item.links for item in self._requests.values())
+        return session.resuming or brings_back
 
     def _receive(self, message: Downstream) -> None:
         match message:
@@ -687,6 +700,7 @@ class Connection:
                     if request is not None:
                         request.session.answered.append((message.seq, request))
                         self._settle(request.session)
+                self._wake.set()
             case Failure():
                 self._failure(message)
             case Bye(room=None):
@@ -710,10 +724,13 @@ class Connection:
             session = self._sessions.get(message.room)
             if session is None:
                 return
+            held = session.replica.states
             news = session.replica.receive(message)
             self._control.extend(news.send)
+            if isinstance(message, (Snapshot, Entries)):
+                session.resuming = False
             if isinstance(message, Snapshot):
-                self._bring_back(session, [name for name in session.states if name not in session.replica.states])
+                self._bring_back(session, [name for name in session.states if name not in session.replica.states], held)
             self._settle(session)
             more = bool(self._control) or session.replica.unsent > 0 or session.leaving
             listeners = [*session.listeners]
@@ -752,8 +769,10 @@ class Connection:
         with self.lock:
             request = self._requests.pop(message.id, None) if message.id is not None else None
             session = self._sessions.get(message.room or "")
-            if request is None and isinstance(error, NoSuchRoom) and session is not None:
-                self._bring_back(session, list(session.states) or [None])
+            if request is None and session is not None:
+                session.resuming = False
+                if isinstance(error, NoSuchRoom):
+                    self._bring_back(session, list(session.states) or [None], session.replica.states)
         if request is not None:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(error)
@@ -761,7 +780,7 @@ class Connection:
             log.warning("the server refused a request: %s", error)
         self._wake.set()
 
-    def _bring_back(self, session: Session, states: Sequence[str | None]) -> None:
+    def _bring_back(self, session: Session, states: Sequence[str | None], held: States) -> None:
         """The server lost the room, or this state of it: make it again from the last confirmed values held here.
 
         Each push that met no room says so: the first of these answers is acted on, not every one.
@@ -771,8 +790,8 @@ class Connection:
             if state in asked:
                 continue
             wanted = session.states.get(state) if state is not None else None
-            if wanted is not None and state is not None and state in session.replica.states:
-                wanted = Wanted(wanted.schema, dict(session.replica.states[state].values))
+            if wanted is not None and state is not None and state in held:
+                wanted = Wanted(wanted.schema, dict(held[state].values))
             number = next(self._ids)
             request = _Request(session, state, wanted, links=False)
             request.future.add_done_callback(lambda done: self._came_back(session, done))

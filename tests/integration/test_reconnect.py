@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sharedwidgets.connection
-from sharedwidgets import Room, connect, discovery
+from sharedwidgets import Room, discovery
+from sharedwidgets import connect as connect_to
 from sharedwidgets.core.protocol import Bye, Entries, Members
 from sharedwidgets.core.replica import Change, Refused
 from sharedwidgets.errors import Closed, LinkTimeout, ServerNotFound
@@ -24,7 +25,7 @@ from support.servers import limits, peers
 # Beyond a silence of this the quick server takes a connection for dead.
 QUICK = {"heartbeat_seconds": 0.2, "dead_seconds": 0.8, "away_seconds": 20.0}
 
-Connect = Callable[..., Room]
+_rooms: list[Room] = []
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,17 @@ def faults(live: LiveServer) -> Iterator[Faults]:
 def closed() -> Iterator[None]:
     before = set(sharedwidgets.connection._shared)
     yield
+    while _rooms:
+        # With it ends the thread that its callbacks run on.
+        _rooms.pop().close()
     for key in set(sharedwidgets.connection._shared) - before:
         sharedwidgets.connection._shared.pop(key).close(1.0)
+
+
+def connect(token: str, **how: Any) -> Room:
+    """`sharedwidgets.connect`, closed when the test ends."""
+    _rooms.append(connect_to(token, **how))
+    return _rooms[-1]
 
 
 def through(relay: Faults, server: LiveServer) -> str:
@@ -349,6 +359,34 @@ def test_two_scripts_come_back_to_one_room(own: LiveServer, room: str) -> None:
         assert member.wait_until(lambda state=state: state["count"] == 7, 10)
     told = read(own, room)
     assert (told["states"]["S"]["values"]["count"], told["seq"], len(told["members"])) == (7, 3, 2)
+
+
+def test_writes_wait_for_their_state_when_another_brings_the_room_back(own: LiveServer, room: str) -> None:
+    """The room is there again and the state is not yet: what was written meanwhile must not be refused for that."""
+    with Faults(own.port) as relay:
+        mine = enter(relay, own, room)
+        state = mine.define("Mine", count=0)
+        state["count"] = 3
+        mine.flush()
+        other = connect(room, server=own.url, credential=own.token)
+        other.define("Other", count=0)["count"] = 1
+        other.flush()
+        refused: list[Refused] = []
+        mine.on_refused(refused.append)
+        relay.refusing = True
+        own.kill()
+        relay.cut()
+        eventually(lambda: mine.link_state == "offline")
+        state.increment("count")
+        own.start()
+        other.define("More", 20, count=0)
+        assert read(own, room)["states"].keys() == {"Other", "More"}
+        relay.refusing = False
+        enter(relay, own, f"{room}-other").close()
+        mine.flush()
+        assert refused == []
+        values = {name: item["values"]["count"] for name, item in read(own, room)["states"].items()}
+        assert values == {"Mine": 4, "More": 0, "Other": 1}
 
 
 def test_a_server_that_moved_is_found_by_its_id(own: LiveServer, room: str, monkeypatch: pytest.MonkeyPatch) -> None:

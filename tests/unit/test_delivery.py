@@ -180,10 +180,12 @@ def test_a_pull_hears_of_an_observer_that_raises_and_deliver_does_not(caplog: py
 
 def test_after_close_nothing_comes_and_the_thread_ends() -> None:
     consumer = Consumer()
+    before = set(threading.enumerate())
     mine = Delivery(consumer.run, "thread")
     mine.ring()
     assert consumer.came.acquire(timeout=5)
-    threads = [thread for thread in threading.enumerate() if thread.name == "sharedwidgets-delivery"]
+    threads = [thread for thread in set(threading.enumerate()) - before if thread.name == "sharedwidgets-delivery"]
+    assert threads
     mine.close()
     mine.ring()
     for thread in threads:
