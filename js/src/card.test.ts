@@ -268,7 +268,7 @@ describe("troubles", () => {
     const shown = await card();
     shown.linked.room?.tell({ kind: "trouble", problem: problem(code, "the server's words") });
     const { text, next } = TROUBLES[code] ?? { text: "", next: "" };
-    expect(troubled(shown)).toBe(`${text} the server's words. ${next}`);
+    expect(troubled(shown)).toBe(`${text.slice(0, -1)}: the server's words. ${next}`);
     expect([text, next].every((sentence) => /^[A-Z].*\.$/.test(sentence))).toBe(true);
   });
 
@@ -277,7 +277,7 @@ describe("troubles", () => {
     async (code) => {
       const shown = await card();
       shown.linked.room?.tell({ kind: "trouble", problem: problem(code, "m") });
-      expect(troubled(shown)).toBe("Something went wrong. m. Reload the page; if it stays, tell the server's operator.");
+      expect(troubled(shown)).toBe("Something went wrong: m. Reload the page; if it stays, tell the server's operator.");
     },
   );
 
@@ -295,7 +295,7 @@ describe("troubles", () => {
   test("an edit before the room answered is said", async () => {
     const shown = await card({ settle: false });
     shown.model.set("n", 9);
-    expect(troubled(shown)).toContain(TROUBLES["no-such-state"]?.text);
+    expect(troubled(shown)).toContain(TROUBLES["no-such-state"]?.next);
   });
 
   test("a refused join is said until one is taken", async () => {
@@ -308,7 +308,7 @@ describe("troubles", () => {
     const request = host.socket.said().find((message) => message.type === "join");
     const id = request?.type === "join" ? request.id : null;
     host.socket.deliver({ type: "error", id, room: "r", problem: problem("forbidden") });
-    expect(troubled(shown)).toContain(TROUBLES.forbidden?.text);
+    expect(troubled(shown)).toContain(TROUBLES.forbidden?.next);
     host.socket.drop();
     await host.advance(200);
     await server.settle();
@@ -318,7 +318,7 @@ describe("troubles", () => {
   test("a room that was deleted is said", async () => {
     const shown = await card();
     shown.host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null });
-    expect(troubled(shown)).toContain(TROUBLES["room-gone"]?.text);
+    expect(troubled(shown)).toContain(TROUBLES["room-gone"]?.next);
     expect(shown.text(".sw-link")).toBe("not linked");
   });
 });

@@ -33,7 +33,7 @@ export const TROUBLES: { readonly [code: string]: { readonly text: string; reado
     text: "Page and server are of different releases.",
     next: "Install the same release in both places and reload.",
   },
-  "going-away": { text: "The server is shutting down.", next: "Nothing to do: this page comes back with it." },
+  "going-away": { text: "Not connected.", next: "Nothing to do: this page comes back with it." },
   silent: { text: "The server was not heard.", next: "Nothing to do: the connection is opened again." },
   closed: { text: "The connection was lost.", next: "Nothing to do: it is opened again, and nothing you set is lost." },
 };
@@ -62,13 +62,13 @@ const STYLE = `
 }
 .sharedwidgets-card .sw-trouble[hidden] { display: none; }
 .sharedwidgets-card dl {
-  display: grid; grid-template-columns: fit-content(12rem) minmax(0, 1fr); gap: 2px 12px; margin: 6px 0;
+  display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr); gap: 2px 12px; margin: 6px 0;
 }
 .sharedwidgets-card dt, .sharedwidgets-card dd {
-  float: none; width: auto; min-width: 0; margin: 0; padding: 0; overflow-wrap: break-word; text-align: left;
+  float: none; width: auto; min-width: 0; margin: 0; padding: 0; overflow-wrap: anywhere; text-align: left;
 }
 .sharedwidgets-card dt { font-weight: 600; }
-.sharedwidgets-card dd { overflow-wrap: anywhere; font-family: var(--jp-code-font-family, monospace); }
+.sharedwidgets-card dd { font-family: var(--jp-code-font-family, monospace); }
 .sharedwidgets-card details summary { cursor: pointer; }
 .sharedwidgets-card summary:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
 .sharedwidgets-card ul { margin: 2px 0 0; padding-left: 20px; }
@@ -139,7 +139,8 @@ function drawTrouble(box: HTMLElement, problem: Problem | null, offline: string)
     return;
   }
   const known = (Object.hasOwn(TROUBLES, problem.code) ? TROUBLES[problem.code] : undefined) ?? OTHER;
-  setText(box, `${known.text} ${problem.message ? `${problem.message}. ` : ""}${known.next}`);
+  const what = problem.message === "" ? known.text : `${known.text.slice(0, -1)}: ${problem.message}.`;
+  setText(box, `${what} ${known.next}`);
 }
 
 function drawValues(

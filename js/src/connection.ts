@@ -150,7 +150,7 @@ export class Connection {
     } catch (error) {
       if (!(error instanceof SharedWidgetsError)) throw error;
       this.said = {
-        problem: problemOf(error.code, `The server sent what this page does not understand: ${error.message}`),
+        problem: problemOf(error.code, `the server sent what this page does not understand: ${error.message}`),
         retryAfter: null,
       };
       socket.close();
@@ -246,7 +246,7 @@ export class Connection {
     const patience = current.kind === "live" ? current.welcome.limits.dead_seconds * 1000 : DEAD_AFTER;
     this.stopWatch = this.host.after(patience, () => {
       if (socket === null) return;
-      this.said = { problem: problemOf("silent", "Nothing came for too long"), retryAfter: null };
+      this.said = { problem: problemOf("silent", "nothing came for too long"), retryAfter: null };
       socket.close();
       // Over a dead network the socket's own end may be long in coming.
       this.closed(socket, true);
@@ -259,12 +259,12 @@ function explained(status: number, baseUrl: string): [Problem, null, boolean] {
     return [problemOf("server-not-found", `${baseUrl} has no sharedwidgets extension`), null, true];
   }
   if (status === 401 || status === 403) {
-    return [problemOf("forbidden", "The server does not let this page in"), null, true];
+    return [problemOf("forbidden", "the server does not let this page in"), null, true];
   }
   const why =
     status === 200
-      ? "It answers, but no websocket reaches it; a proxy in between may be in the way"
-      : `Nobody answers at ${baseUrl}`;
+      ? "it answers, but no websocket reaches it; a proxy in between may be in the way"
+      : `nobody answers at ${baseUrl}`;
   return [problemOf("silent", why), null, false];
 }
 

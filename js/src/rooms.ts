@@ -101,7 +101,7 @@ export class Rooms implements Speaker {
     return (
       this.connection?.state ?? {
         kind: "offline",
-        problem: problemOf("server-not-found", "This page is not served by a Jupyter server"),
+        problem: problemOf("server-not-found", "this page is not served by a Jupyter server"),
         final: true,
       }
     );

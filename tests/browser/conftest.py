@@ -1,4 +1,4 @@
-"""One browser for all; one JupyterLab with two notebooks, already run, per module."""
+"""A browser per module, one JupyterLab for all; a test opens its own notebooks and windows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
-from support.lab import ROOT, Lab, chromium, demo_module
+from support.lab import chromium
 from support.tabs import RECORDER, Jupyter, Tab
 
 # Long enough for any reload, short enough to wait for.
-AWAY_SECONDS = 8
+AWAY_SECONDS = 6
 
 
 # For a module and no longer: Playwright's loop runs on the main thread, where async tests of other modules need their own.
@@ -22,26 +22,6 @@ def browser() -> Iterator[Browser]:
         running = chromium(playwright)
         yield running
         running.close()
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    notebook = ROOT / "notebooks" / "02_two_notebooks.ipynb"
-    running = demo_module().Demo(tmp_path_factory.mktemp("lab") / "demo", {"A.ipynb": notebook, "B.ipynb": notebook})
-    running.start("--port=0", "--SharedWidgetsApp.limits={'away_seconds': 2}")
-    try:
-        running.run_notebooks()
-        yield running
-    finally:
-        running.stop()
-
-
-@pytest.fixture
-def lab(demo: object, browser: Browser) -> Iterator[Lab]:
-    opened = Lab(demo, browser, "two-notebooks-demo")
-    yield opened
-    opened.close()
-    assert opened.errors == []
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,21 @@
-"""Reloads and closed tabs."""
+"""Reloads, restarts, lost sockets and closed tabs."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from playwright.sync_api import expect
+import pytest
+import traitlets as t
+from playwright.sync_api import Browser, expect
 
-from conftest import AWAY_SECONDS
-from support.tabs import Jupyter, Tab, eventually
+from conftest import AWAY_SECONDS, new_context
+from sharedwidgets import SharedState
+from support.stalling import Stalling
+from support.tabs import CONTROLS, MOTOR, SHOW, Jupyter, Tab, eventually
 
 OpenTab = Callable[..., Tab]
 
@@ -25,6 +32,32 @@ def test_a_reload_with_an_idle_kernel(jupyter: Jupyter, open_tab: OpenTab, token
     tab.shows(25)
     eventually(lambda: kernel.value("[motor.speed, slider.value]"), [25, 25])
     assert jupyter.seq(token) == before + 5
+
+
+def test_a_reload_with_a_busy_kernel_comes_back_when_the_kernel_is_idle(
+    jupyter: Jupyter, open_tab: OpenTab, token: str
+) -> None:
+    """Jupyter asks the kernel for its widgets: until it answers there is nothing to show, and we promise nothing else."""
+    name, _ = jupyter.motor(token)
+    other, kernel = jupyter.motor(token)
+    tab = open_tab(other)
+    before = jupyter.seq(token)
+    with kernel.occupy() as busy:
+        tab.press()
+        tab.page.reload()
+        tab.wait("() => document.querySelectorAll('.jp-CodeCell').length === 3")
+        # The room goes on meanwhile.
+        elsewhere = open_tab(name)
+        elsewhere.shows(21)
+        elsewhere.press(4)
+        elsewhere.shows(25)
+        assert busy.lasts
+        assert tab.page.locator(".sharedwidgets-card").count() == 0
+    tab.live()
+    tab.shows(25)
+    tab.press()
+    elsewhere.shows(26)
+    assert jupyter.seq(token) == before + 6
 
 
 def test_a_reload_is_no_leaving_and_a_closed_tab_is(jupyter: Jupyter, open_tab: OpenTab, token: str) -> None:
@@ -50,3 +83,181 @@ def test_a_reload_is_no_leaving_and_a_closed_tab_is(jupyter: Jupyter, open_tab: 
     assert {member["id"] for member in jupyter.members(token, "frontend")} == pages - {left[1]}
     assert AWAY_SECONDS - 1 < took < AWAY_SECONDS + 4
     expect(staying.card.locator("summary")).to_have_text("1 kernel, 1 page, 1 script")
+
+
+def test_cells_run_in_lab_and_all_again_after_a_restart(jupyter: Jupyter, open_tab: OpenTab, token: str) -> None:
+    observed = MOTOR.format(room=token) + '\nmotor.observe(lambda change: print("observed", change.new), names="speed")'
+    name = jupyter.notebook(observed, SHOW, CONTROLS, 'print("mine")\ntime.sleep(1)\nprint("mine again")')
+    kernel = jupyter.attach(jupyter.demo.start_kernel(name))
+    tab = open_tab(name, cards=0)
+    tab.wait("() => document.querySelectorAll('.jp-CodeCell').length === 4")
+    cells = tab.page.locator(".jp-CodeCell")
+    for index in range(4):
+        tab.run_cell(index)
+        expect(cells.nth(index).locator(".jp-InputPrompt")).to_have_text(f"[{index + 1}]:", timeout=20_000)
+    tab.live()
+
+    # Prints of an observer go to the cell that made the state; not to the one that runs.
+    tab.press(3)
+    expect(cells.nth(0).locator(".jp-OutputArea")).to_contain_text("observed 23")
+    tab.run_cell(3)
+    tab.press(2)
+    expect(cells.nth(3).locator(".jp-OutputArea")).to_contain_text("mine again")
+    expect(cells.nth(0).locator(".jp-OutputArea")).to_contain_text("observed 25")
+    assert "observed" not in "".join(cells.nth(index).inner_text() for index in (1, 2, 3))
+    tab.shot("prints")
+
+    # The room outlives the kernel, and what comes back takes its values.
+    before = jupyter.seq(token)
+    old = {member["id"] for member in jupyter.members(token, "kernel")}
+    tab.begin("notebook:restart-run-all")
+    tab.page.locator(".jp-Dialog .jp-mod-accept").click()
+    eventually(lambda: {member["id"] for member in jupyter.members(token, "kernel", "live")} & old, set())
+    expect(cells.nth(3).locator(".jp-InputPrompt")).to_have_text("[4]:", timeout=20_000)
+    tab.live()
+    tab.shows(25)
+    tab.press(3, "ArrowLeft")
+    tab.shows(22)
+    eventually(lambda: kernel.value("[motor.speed, slider.value]"), [22, 22])
+    assert len(jupyter.members(token, "kernel", "live")) == 1
+    assert jupyter.seq(token) == before + 3
+
+
+class Line(Stalling):
+    """A way to the server that can be gone: nobody answers at its port."""
+
+    def close(self) -> None:
+        """End every connection, and take no new one."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def reopen(self) -> None:
+        """Be there again, on the same port."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._start(self._accept)
+
+
+def test_a_lost_socket_comes_back_and_nothing_set_meanwhile_is_lost(jupyter: Jupyter, browser: Browser, token: str) -> None:
+    name, kernel = jupyter.motor(token)
+    context = new_context(browser)
+    with Line(jupyter.port) as way:
+        tab = jupyter.open(context, name, base=way.url)
+        tab.page.evaluate(
+            """() => {
+                window.links = [];
+                const card = document.querySelector(".sharedwidgets-card");
+                new MutationObserver(() => window.links.push([card.dataset.link, card.querySelector(".sw-link").textContent]))
+                    .observe(card, { attributes: true, attributeFilter: ["data-link"] });
+            }"""
+        )
+        before = jupyter.seq(token)
+        way.close()
+        expect(tab.card).to_have_attribute("data-link", "offline")
+        expect(tab.card.get_by_role("alert")).to_have_text(
+            f"The server was not heard: nobody answers at {way.url}. Nothing to do: the connection is opened again."
+        )
+        tab.press(3)
+        tab.shows(23)
+        tab.page.locator(".widget-toggle-button").click()
+        tab.shot("offline")
+        # Others go on, and neither side has heard of the other yet.
+        jupyter.set(token, heard=7)
+        kernel.run("motor._salt = 'pepper'; motor.flush()")
+        assert jupyter.seq(token) == before + 2
+        way.reopen()
+        tab.live()
+        tab.wait("() => document.querySelector('dd[data-trait=heard]').textContent === '7'")
+        eventually(lambda: [jupyter.value(token, trait) for trait in ("speed", "stop", "heard")], [23, True, 7])
+        tab.shows(23)
+        # Three moves that nobody could see were one by the time they left.
+        assert jupyter.seq(token) == before + 4
+        expect(tab.card.get_by_role("alert")).to_be_hidden()
+        links = tab.page.evaluate("window.links")
+        assert links[0] == ["offline", "offline"]
+        assert links[-1] == ["live", "live"]
+        assert ["connecting", "connecting"] in links
+
+        # Cut again and again under moves: each counts once at most, the last one for certain.
+        for _ in range(4):
+            way.cut()
+            tab.press(3)
+        tab.live()
+        tab.shows(35)
+        eventually(lambda: jupyter.value(token, "speed"), 35)
+        eventually(lambda: kernel.value("[motor.speed, motor.stop]"), [35, True])
+        assert before + 4 < jupyter.seq(token) <= before + 4 + 12
+        assert len(jupyter.members(token, "frontend")) == 1
+        assert tab.errors == []
+        context.close()
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Jupyter]:
+    """A server that this test may end."""
+    running = Jupyter(tmp_path)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+class Motor(SharedState, delivery="thread"):
+    """The twin of the notebooks' class, in this process."""
+
+    speed = t.Int(20, min=0, max=100)
+    heard = t.Int(0)
+    stop = t.Bool(False)
+    _salt = t.Unicode("")
+
+
+def test_a_server_comes_back_and_with_it_the_rooms(mortal: Jupyter, browser: Browser, token: str) -> None:
+    """One room is held by a script as well, which brings it back; in the other the page is alone, and waits."""
+    alone = f"{token}-alone"
+    second = f"""
+other = Motor().link_to({alone!r})
+other_slider = w.IntSlider(max=100)
+bind((other, "speed"), (other_slider, "value"))
+display(motor, slider, other, other_slider)
+"""
+    name = mortal.notebook(MOTOR.format(room=token), second)
+    mortal.run(name)
+    context = new_context(browser)
+    tab = mortal.open(context, name, cards=2)
+    script = Motor().link_to(token, server=mortal.demo.base, credential=mortal.demo.token)
+    for slider in (0, 1):
+        tab.press(3, slider=slider)
+    assert script.wait_until(lambda: script.speed == 23, 10)
+    eventually(lambda: mortal.value(alone, "speed"), 23)
+    mortal.demo.stop()
+    cards = tab.page.locator(".sharedwidgets-card")
+    for card in (cards.nth(0), cards.nth(1)):
+        expect(card).to_have_attribute("data-link", "offline")
+    for slider in (0, 1):
+        tab.press(3, slider=slider)
+    tab.shows(26)
+    tab.shot("server-down")
+
+    mortal.start()
+    expect(cards.nth(0).locator(".sw-link")).to_have_text("live", timeout=20_000)
+    assert script.wait_until(lambda: script.speed == 26, 10)
+    assert mortal.value(token, "speed") == 26
+    expect(cards.nth(0).locator("summary")).to_have_text("1 page, 1 script")
+
+    expect(cards.nth(1).locator(".sw-link")).to_have_text("joining")
+    tab.press(2, slider=1)
+    late = Motor().link_to(alone, server=mortal.demo.base, credential=mortal.demo.token)
+    expect(cards.nth(1).locator(".sw-link")).to_have_text("live", timeout=20_000)
+    eventually(lambda: mortal.value(alone, "speed"), 28)
+    assert late.wait_until(lambda: late.speed == 28, 10)
+    expect(cards.nth(1).locator("dd[data-trait=speed]")).to_have_text("28")
+    # Made, and what the page set meanwhile.
+    assert mortal.seq(alone) == 2
+    for card in (cards.nth(0), cards.nth(1)):
+        expect(card.get_by_role("alert")).to_be_hidden()
+    assert tab.errors == []
+    context.close()
+    for state in (script, late):
+        state.close()

@@ -1,18 +1,16 @@
-"""A real JupyterLab in the system's Chromium, with what the tests ask of it."""
+"""The system's Chromium, and the demo that starts a private JupyterLab for it."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import Browser, Page, Playwright
+from playwright.sync_api import Browser, Playwright
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,9 +28,6 @@ FLAGS = [
 ]
 # "At once" in a page, as this machine's CI can hold it.
 AT_ONCE_MS = 250
-WAIT_MS = 20_000
-
-RECORDER = "window.pwned = 0;"
 
 
 def demo_module() -> ModuleType:
@@ -51,52 +46,6 @@ def chromium(playwright: Playwright) -> Browser:
     path = shutil.which("chromium")
     assert path, "no chromium on the PATH; `make setup` says how to get it"
     return playwright.chromium.launch(executable_path=path, args=FLAGS)
-
-
-class Lab:
-    """One JupyterLab with notebooks already run, and the pages open on it."""
-
-    def __init__(self, demo: Any, browser: Browser, room: str) -> None:
-        self.demo = demo
-        self.browser = browser
-        self.room = room
-        self.context = browser.new_context(viewport={"width": 1400, "height": 900})
-        self.context.add_init_script(RECORDER)
-        self.errors: list[str] = []
-
-    def open(self) -> Page:
-        """A new tab, with both notebooks and both cards live. JupyterLab gives a workspace to one tab at a time."""
-        page = self.context.new_page()
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        workspace = f"tab-{len(self.context.pages)}"
-        self.demo.arrange(workspace, self.demo.names)
-        page.goto(f"{self.demo.base}lab/workspaces/{workspace}?token={self.demo.token}")
-        self.live(page, len(self.demo.names))
-        return page
-
-    def live(self, page: Page, cards: int) -> None:
-        """Wait until that many cards are live."""
-        page.wait_for_function(
-            "n => [...document.querySelectorAll('.sw-link')].filter(e => e.textContent === 'live').length >= n",
-            arg=cards,
-            timeout=WAIT_MS,
-        )
-
-    def ask(self, method: str, where: str, body: Any = None) -> Any:
-        """A REST call with the token."""
-        request = urllib.request.Request(
-            self.demo.base + where,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"token {self.demo.token}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
-
-    def close(self) -> None:
-        """Close every tab."""
-        self.context.close()
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,11 +104,6 @@ class NotebookKernel(Kernel):
         self.client.start_channels(hb=False)
         self.client.wait_for_ready(timeout=60)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether the server says that it runs something."""
-        return bool(self.jupyter.ask("GET", f"api/kernels/{self.id}")["execution_state"] == "busy")
-
     def occupy(self, seconds: float = 20.0) -> Busy:
         """Run a blocking loop of small sleeps, for so long or until it is released."""
         return Busy(self, seconds)
@@ -122,30 +118,45 @@ class Busy:
     """A kernel that is really busy: its main thread is in a loop that looks at nothing of ours."""
 
     def __init__(self, kernel: NotebookKernel, seconds: float) -> None:
-        self.kernel = kernel
-        self.flag = kernel.jupyter.demo.root / f".free-{kernel.id}"
-        self.flag.unlink(missing_ok=True)
-        self.cell = kernel.start(blocking_loop(self.flag, seconds))
-        until(lambda: kernel.is_busy)
+        self._kernel = kernel
+        self.loop = Loop(kernel.jupyter.demo.root, seconds)
+        self._cell = kernel.start(self.loop.code)
+        self.loop.wait()
 
-    def end(self) -> None:
-        """Let it go, and wait until the kernel is free."""
-        self.flag.touch()
-        self.kernel.finish(self.cell)
+    @property
+    def lasts(self) -> bool:
+        """Whether the kernel is still at it. Not what REST says: that is idle after every comm message."""
+        return not self._kernel.client.shell_channel.msg_ready()
 
     def __enter__(self) -> Busy:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.end()
+        self.loop.end()
+        self._kernel.finish(self._cell)
 
 
-def blocking_loop(flag: Path, seconds: float) -> str:
-    """A loop that blocks the main thread until the file is there, at most so long."""
-    return (
-        f"import pathlib, time\n_end, _flag = time.monotonic() + {seconds}, pathlib.Path({str(flag)!r})\n"
-        "while time.monotonic() < _end and not _flag.exists():\n    time.sleep(0.01)\n"
-    )
+class Loop:
+    """A cell that blocks the main thread with small sleeps for so long, or until `end`."""
+
+    _names = itertools.count(1)
+
+    def __init__(self, folder: Path, seconds: float = 20.0) -> None:
+        number = next(self._names)
+        self._begun, self._free = folder / f".begun-{number}", folder / f".free-{number}"
+        self.code = (
+            f"import pathlib, time\n_end, _free = time.monotonic() + {seconds}, pathlib.Path({str(self._free)!r})\n"
+            f"pathlib.Path({str(self._begun)!r}).touch()\n"
+            "while time.monotonic() < _end and not _free.exists():\n    time.sleep(0.01)\n"
+        )
+
+    def wait(self) -> None:
+        """Wait until the kernel is in it."""
+        until(self._begun.exists)
+
+    def end(self) -> None:
+        """Let the kernel go."""
+        self._free.touch()
 
 
 class Jupyter:
@@ -200,6 +211,10 @@ class Jupyter:
         nbformat.write(notebook, self.demo.root / name)
         return name
 
+    def configure(self, plugin: str, **settings: Any) -> None:
+        """Change settings of a plugin of Lab, for pages opened from now on."""
+        self.ask("PUT", f"lab/api/settings/{plugin}", {"raw": json.dumps(settings)})
+
     def run(self, name: str) -> NotebookKernel:
         """Start the notebook's kernel and run its cells, outside of any browser."""
         kernel_id = self.demo.start_kernel(name)
@@ -211,16 +226,21 @@ class Jupyter:
         name = self.notebook(MOTOR.format(room=room), SHOW, CONTROLS, *cells, by_hand=by_hand)
         return name, self.run(name)
 
+    def motors(self, room: str, *, by_hand: Sequence[str] = ()) -> tuple[tuple[str, NotebookKernel], ...]:
+        """Two of them, the first with cells to be run by hand."""
+        cells = MOTOR.format(room=room), SHOW, CONTROLS
+        names = self.notebook(*cells, by_hand=by_hand), self.notebook(*cells)
+        # Both kernels start at the same time.
+        kernels = [self.demo.start_kernel(name) for name in names]
+        for name, kernel_id in zip(names, kernels, strict=True):
+            self.demo.run(name, kernel_id)
+        return tuple((name, self.attach(kernel_id)) for name, kernel_id in zip(names, kernels, strict=True))
+
     def attach(self, kernel_id: str) -> NotebookKernel:
         """The client of a kernel that runs."""
         kernel = NotebookKernel(self, kernel_id)
         self.kernels.append(kernel)
         return kernel
-
-    def kernel_of(self, name: str) -> NotebookKernel:
-        """The kernel a page started for a notebook."""
-        session = next(item for item in self.ask("GET", "api/sessions") if item["path"] == name)
-        return self.attach(session["kernel"]["id"])
 
     def room(self, token: str) -> Any:
         """A room as REST shows it."""
@@ -253,10 +273,18 @@ class Jupyter:
         """A new browser tab with these notebooks side by side, and so many cards live."""
         workspace = f"w{next(self._names)}"
         self.demo.arrange(workspace, list(names))
-        tab = Tab(context.new_page(), list(names))
+        tab = Tab(window(context), list(names))
         tab.page.goto(f"{base or self.demo.base}lab/workspaces/{workspace}?token={self.demo.token}")
         tab.live(len(names) if cards is None else cards)
         return tab
+
+
+def window(context: BrowserContext) -> Page:
+    """A page in a window of its own: behind another tab of one window, Chromium paints once a second."""
+    opener = context.pages[0] if context.pages else context.new_page()
+    with context.expect_page() as opened:
+        opener.evaluate("open('about:blank', '_blank', 'popup,noopener')")
+    return opened.value
 
 
 class Tab:
@@ -266,22 +294,23 @@ class Tab:
         self.page = page
         self.names = names
         self.errors: list[str] = []
-        self.urls: list[str] = []
-        # What the page was sent, over every socket of it: Lab's kernel channels and ours.
-        self.frames: list[bytes] = []
+        # What the page was sent, by socket: Lab's kernel channels and ours.
+        self.frames: dict[str, list[bytes]] = {}
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("websocket", self._follow)
 
     def _follow(self, socket: WebSocket) -> None:
-        self.urls.append(socket.url)
-        socket.on("framereceived", self._received)
-
-    def _received(self, payload: str | bytes) -> None:
-        self.frames.append(payload.encode() if isinstance(payload, str) else payload)
+        frames = self.frames.setdefault(socket.url, [])
+        socket.on("framereceived", lambda data: frames.append(data.encode() if isinstance(data, str) else data))
 
     def live(self, cards: int = 1) -> None:
         """Wait until so many cards are live and show values."""
-        self.wait("n => document.querySelectorAll('.sharedwidgets-card[data-link=live] dl dd').length >= n", cards)
+        try:
+            self.wait("n => document.querySelectorAll('.sharedwidgets-card[data-link=live] dl dd').length >= n", cards)
+        except PlaywrightTimeout:
+            outputs = self.page.locator(".jp-OutputArea").all_inner_texts()
+            self.shot("not-live")
+            raise AssertionError(f"no {cards} live cards: {outputs}, {self.errors}") from None
 
     def wait(self, condition: str, argument: Any = None, timeout: float = WAIT_MS) -> None:
         """Wait until a function of the page is true."""
@@ -301,9 +330,11 @@ class Tab:
         handle = self.page.locator(".noUi-handle").nth(slider)
         done = int(self.page.evaluate("window.keys.length"))
         for wanted in range(done + 1, done + times + 1):
+            deadline = time.monotonic() + WAIT_MS / 1000
             while self.page.evaluate("window.keys.length") < wanted:
                 # Lab may take the focus while it is starting; a key that went elsewhere was no move.
-                handle.press(key)
+                assert time.monotonic() < deadline, "the slider gets no keys"
+                handle.press(key, timeout=WAIT_MS)
             self.page.wait_for_timeout(PACE_MS)
 
     def shows(self, value: int, trait: str = "speed", timeout: float = WAIT_MS) -> None:
@@ -336,38 +367,30 @@ class Tab:
         """How many sockets to the rooms this load of the page has made."""
         return int(self.page.evaluate("window.sockets.length"))
 
-    def listeners(self, room: str) -> int:
-        """How many models and views of this page follow a room."""
-        return int(self.page.evaluate("room => globalThis[Symbol.for('sharedwidgets.v1')].open.get(room).listeners.size", room))
+    def begin(self, command: str) -> None:
+        """Run a command of JupyterLab and do not wait for its end."""
+        self.page.evaluate("name => { window.jupyterapp.commands.execute(name); }", command)
 
-    def command(self, name: str, arguments: Mapping[str, Any] | None = None) -> None:
-        """Run a command of JupyterLab and wait for its end."""
-        self.page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args)", [name, arguments or {}])
-
-    def begin(self, name: str, arguments: Mapping[str, Any] | None = None) -> None:
-        """Run a command of JupyterLab and do not wait."""
-        self.page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args); }", [name, arguments or {}])
+    def save(self) -> None:
+        """Save the notebook."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
 
     def run_cell(self, index: int) -> Locator:
-        """Shift+Enter in a cell, until Lab takes it: it may look idle before it does. The cell."""
+        """Shift+Enter in a cell until its prompt changes: Lab may look idle before it takes orders. The cell."""
+        self.wait("() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
         cell = self.page.locator(".jp-CodeCell").nth(index)
-        prompt = cell.locator(".jp-InputPrompt")
-        before = prompt.inner_text()
-        deadline = time.monotonic() + 20
-        while prompt.inner_text() == before:
-            assert time.monotonic() < deadline, "Lab does not run the cell"
+        before = cell.locator(".jp-InputPrompt").inner_text()
+        changed = "([i, before]) => document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')[i].innerText !== before"
+        deadline = time.monotonic() + WAIT_MS / 1000
+        while True:
             cell.locator(".cm-content").click()
             self.page.keyboard.press("Shift+Enter")
             try:
-                self.page.wait_for_function(
-                    "([i, before]) => document.querySelectorAll('.jp-CodeCell')[i].querySelector('.jp-InputPrompt').innerText"
-                    " !== before",
-                    arg=[index, before],
-                    timeout=1000,
-                )
+                self.wait(changed, [index, before], 1000)
             except PlaywrightTimeout:
-                continue
-        return cell
+                assert time.monotonic() < deadline, "Lab does not run the cell"
+            else:
+                return cell
 
     def shot(self, name: str) -> None:
         """A picture for a person to look at."""
