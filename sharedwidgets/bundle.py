@@ -30,3 +30,9 @@ def facts() -> dict[str, str]:
     """``file``, the module's file name, and ``source``, the hash of what it was built from."""
     found: dict[str, str] = json.loads((STATIC / "bundle.json").read_text())
     return found
+
+
+def source(esm: object) -> str:
+    """The text of an ``_esm`` as anywidget takes it: text, or the path of a file, read now."""
+    is_path = isinstance(esm, Path) or (isinstance(esm, str) and "\n" not in esm and esm.endswith((".js", ".mjs")))
+    return Path(str(esm)).read_text() if is_path else str(esm)

@@ -68,11 +68,15 @@ class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
             for place, mixin in enumerate(bases):
                 if isinstance(mixin, SharedStateMeta) or not issubclass(mixin, t.HasTraits):
                     continue
+                own_of_widgets = AnyWidget.class_trait_names() if issubclass(mixin, AnyWidget) else ()
                 for trait_name, trait in mixin.class_traits().items():
+                    if trait_name in own_of_widgets:
+                        continue
                     if place < bases.index(base) or not hasattr(base, trait_name):
                         namespace.setdefault(trait_name, copied(trait))
             own = {key: item for key, item in namespace.items() if isinstance(item, t.TraitType)}
             prepared(name, {key: own[key] for key in own.keys() - ANYWIDGET_TRAITS}, RESERVED | set(dir(SharedState)))
+            _keep_page_link(bases, namespace)
             namespace["_options"] = {**getattr(base, "_options", {}), "state_name": name, **options}
         return super().__new__(mcs, name, bases, namespace)
 
@@ -107,6 +111,9 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
     _options: ClassVar[dict[str, Any]] = {}
     _cross_validation_lock: bool
     _esm = bundle.stub()
+    # The source of a view of the class's own, where it has one: the page module keeps the link and then lets it draw.
+    _view_source: ClassVar[Any] = ""
+    _view_esm = t.Unicode().tag(sync=True)
     # What a page must know to talk to the room itself. No secret is in it: it is saved with the notebook.
     _link = t.Dict().tag(sync=True)
 
@@ -124,7 +131,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         self._handle: Room | None = None
         self._waiting: threading.Event | None = None
         self._in_transaction = False
-        super().__init__(**traits)
+        super().__init__(_view_esm=bundle.source(self._view_source), **traits)
         self.on_msg(send_module)
         self._say_link()
         if room is not None:
@@ -651,6 +658,20 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
                 f"for example x.{name} = {'{**x.' + name + ', ...}' if kind == 'dict' else '[*x.' + name + ', ...]'}",
                 stacklevel=3,
             )
+
+
+def _keep_page_link(bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+    """Put the ``_esm`` of a class, or of a widget mixed in, beside the stub that links the page, not in its place."""
+    mixed_in = [
+        vars(item)["_esm"]
+        for base in bases
+        for item in base.__mro__
+        if "_esm" in vars(item) and not issubclass(item, SharedState)
+    ]
+    for view in [namespace.pop("_esm", None), *mixed_in]:
+        if view is not None:
+            namespace.update(_view_source=view, _esm=SharedState._esm)
+            return
 
 
 def send_module(widget: AnyWidget, content: Any, buffers: Any) -> None:

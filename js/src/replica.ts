@@ -9,7 +9,7 @@ import * as delta from "./delta";
 import { InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait, SharedWidgetsError } from "./errors";
 import type { Actor, Entries, Member, Members, Nack, Op, Problem, Push, Resend, Resume, Snapshot, Table } from "./protocol";
 import * as schemas from "./schema";
-import { type Dict, emptyDict, getKey, isDict, isIllFormed, normalise, same, type Value } from "./values";
+import { type Dict, emptyDict, getKey, isDict, isIllFormed, MAX_DEPTH, normalise, same, type Value } from "./values";
 
 export type ChangeOrigin = "local" | "remote" | "rollback" | "resync";
 
@@ -220,6 +220,8 @@ export class Replica {
         return this.drop((push) => message.n <= push.n && push.n <= last, message.problem, message.values);
       }
       case "resend":
+        // The server forgot a verdict it gave: it must move on to where this boot is (H8).
+        if (message.n < this.position().lowest) return { ...NOTHING, send: [this.position()] };
         for (const push of this.pending) {
           if (push.n >= message.n) {
             push.sent = false;
@@ -377,13 +379,15 @@ export class Replica {
 
   /** The ops of a push as they travel: large values as a splice, where this replica knows what the server holds. */
   private compressed(push: Pending, index: number): readonly Op[] {
+    // Until the answer to a `Resume` came, the server's log may be another one, with other revisions (H18).
+    const whole = push.whole || this.catchingUp;
     const earlier = new TraitMap<true>();
     for (const other of this.pending.slice(0, index)) for (const op of other.ops) earlier.set(keyOf(op), true);
     return push.ops.map((op) => {
       const key = keyOf(op);
       const known = earlier.get(key) === undefined;
       earlier.set(key, true);
-      if (op.op !== "set" || op.if_rev !== null || push.whole || !known) return op;
+      if (op.op !== "set" || op.if_rev !== null || whole || !known) return op;
       return delta.compress(op, below(this.states.get(op.state)?.values.get(key.trait) ?? null, op.path), this.seq);
     });
   }
@@ -475,11 +479,13 @@ function below(value: Value, path: readonly string[]): Value {
   return path.slice(1).reduce<Value>((held, key) => (isDict(held) ? (getKey(held, key) ?? null) : null), value);
 }
 
+/** The op inside the value domain; what a server would call malformed or too deep is refused at the author already. */
 function normalised(op: Op): Op {
+  const levels = MAX_DEPTH - op.path.length + 1;
   try {
     if (op.path.some(isIllFormed)) throw new InvalidValue("a key with a lone surrogate has no wire form", { expected: "text" });
-    if (op.op === "set") return { ...op, value: normalise(op.value) };
-    if (op.op === "append") return { ...op, items: op.items.map((item) => normalise(item)) };
+    if (op.op === "set") return { ...op, value: normalise(op.value, levels) };
+    if (op.op === "append") return { ...op, items: op.items.map((item) => normalise(item, levels - 1)) };
     return op;
   } catch (error) {
     throw error instanceof InvalidValue ? error.located({ path: op.path }) : error;

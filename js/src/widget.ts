@@ -4,16 +4,22 @@ import { bindModels } from "./bind";
 import { renderCard } from "./card";
 import { LinkedModel, type Model } from "./model";
 import { pageRooms } from "./page";
-
-type Cleanup = () => void;
+import { type Cleanup, type Context, runView, sourceOf } from "./view";
 
 /** Follow the room for as long as the model lives here, shown or not. */
-export function initialize({ model }: { model: Model }): Cleanup {
-  const linked = new LinkedModel(model, pageRooms());
-  return () => linked.close();
+export function initialize(context: Context): Cleanup {
+  const linked = new LinkedModel(context.model, pageRooms());
+  const end = sourceOf(context.model) === "" ? null : runView("initialize", context);
+  return () => {
+    end?.();
+    linked.close();
+  };
 }
 
-export function render({ model, el }: { model: Model; el: HTMLElement }): Cleanup {
+/** Draw the class's own view, or the card. */
+export function render(context: Context & { readonly el: HTMLElement }): Cleanup {
+  const { model, el } = context;
+  if (sourceOf(model) !== "") return runView("render", context);
   const linked = new LinkedModel(model, pageRooms());
   const end = renderCard(linked, el);
   return () => {

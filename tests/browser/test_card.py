@@ -10,7 +10,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, expect
 
 from support.lab import RESULTS, ROOT
-from support.tabs import MOTOR, SHOW, Jupyter, Tab
+from support.tabs import MOTOR, SHOW, Jupyter, Tab, eventually
 
 OpenTab = Callable[..., Tab]
 
@@ -140,6 +140,53 @@ def test_a_value_the_room_does_not_take(jupyter: Jupyter, open_tab: OpenTab, tok
     tab.shows(22)
     expect(alert).to_be_hidden()
     assert jupyter.seq(token) == before + 2
+
+
+OWN_VIEW = """
+import anywidget
+import traitlets as t
+from sharedwidgets import SharedState
+
+class Clicks(SharedState):
+    _esm = '''
+    function render({{ model, el }}) {{
+      const button = document.createElement("button");
+      const draw = () => {{ button.textContent = `clicked ${{model.get("count")}}`; }};
+      button.className = "own-view";
+      button.onclick = () => {{ model.set("count", model.get("count") + 1); model.save_changes(); }};
+      model.on("change:count", draw);
+      draw();
+      el.append(button);
+    }}
+    export default {{ render }};
+    '''
+    count = t.Int(0)
+
+clicks = Clicks().link_to({room!r})
+clicks
+"""
+
+
+def test_a_class_with_a_view_of_its_own(jupyter: Jupyter, open_tab: OpenTab, token: str) -> None:
+    """Its view is shown in place of the card, and the room is behind it, a busy kernel or not."""
+    name = jupyter.notebook(OWN_VIEW.format(room=token))
+    kernel = jupyter.run(name)
+    tab = open_tab(name, cards=0)
+    button = tab.page.locator("button.own-view")
+    expect(button).to_have_text("clicked 0")
+    eventually(lambda: len(jupyter.members(token, "frontend", "live")), 1)
+    before = jupyter.seq(token)
+    with kernel.occupy() as busy:
+        button.click()
+        button.click()
+        expect(button).to_have_text("clicked 2")
+        eventually(lambda: jupyter.value(token, "count", "Clicks"), 2)
+        jupyter.set(token, "Clicks", count=7)
+        expect(button).to_have_text("clicked 7")
+        assert busy.lasts
+    eventually(lambda: kernel.value("clicks.count"), 7)
+    assert jupyter.seq(token) == before + 3
+    assert tab.page.locator(".sharedwidgets-card").count() == 0
 
 
 def test_every_trouble_says_what_to_do_where_there_is_little_room(browser: Browser, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from anywidget import AnyWidget
 
 from sharedwidgets import SharedState, bundle
 
@@ -47,3 +48,46 @@ def test_a_checkout_without_a_build_says_so_in_the_page(tmp_path: Path, monkeypa
     text = bundle.stub.__wrapped__()
     assert "the page module is not built; run npm run build in js/" in text
     assert len(text) < 1024
+
+
+VIEW = "export default { render({ el }) { el.textContent = 'mine'; } };"
+
+
+class Mine(SharedState):
+    _esm = VIEW
+    _css = ".mine { color: red; }"
+
+
+class Below(Mine):
+    pass
+
+
+class Widget(AnyWidget):
+    _esm = VIEW
+
+
+class Mixed(Widget, SharedState):
+    pass
+
+
+class MixedIn(SharedState, Widget):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Mine, Below, Mixed, MixedIn])
+def test_a_view_of_the_class_stands_beside_the_page_link(kind: type[SharedState]) -> None:
+    widget = kind()
+    assert (widget._esm, widget._view_esm) == (bundle.stub(), VIEW)
+    assert {"_esm", "_view_esm"} <= set(widget.keys)
+
+
+def test_a_view_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.js"
+    file.write_text(VIEW)
+    for path in (file, str(file)):
+        kind = type(SharedState)("Filed", (SharedState,), {"_esm": path})
+        assert (kind()._esm, kind()._view_esm) == (bundle.stub(), VIEW)
+
+
+def test_without_one_the_card_is_shown() -> None:
+    assert (SharedState()._esm, SharedState()._view_esm) == (bundle.stub(), "")
