@@ -663,6 +663,7 @@ class Connection:
             secret=secret,
             name=host.title(),
             kernel_id=host.kernel_id(),
+            pid=os.getpid(),
             rooms=tuple(fitting),
         )
 

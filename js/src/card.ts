@@ -173,7 +173,7 @@ function drawMembers(list: HTMLElement, members: readonly Member[]): void {
   while (list.childElementCount > members.length) list.lastElementChild?.remove();
   members.forEach((member, index) => {
     const who = member.name === "" ? member.id.slice(0, 8) : member.name;
-    const line = `${WORDS[member.kind]} ${who}, ${member.user}${member.state === "away" ? " (away)" : ""}`;
+    const line = `${WORDS[member.kind]} ${who}, ${member.user}${member.state === "live" ? "" : ` (${member.state})`}`;
     setText(list.children[index] ?? child(list, "li"), line);
   });
 }

@@ -89,6 +89,7 @@ describe("the first words", () => {
         secret: null,
         name: "Page",
         kernel_id: null,
+        pid: 0,
         rooms: [],
       },
     ]);

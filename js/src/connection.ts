@@ -135,6 +135,7 @@ export class Connection {
       secret: known?.secret ?? null,
       name: nameOf(this.host.title()),
       kernel_id: null,
+      pid: 0,
       rooms: this.speaker.hello(),
     });
   }

@@ -12,7 +12,7 @@ export const SUBPROTOCOL = "sharedwidgets.v1";
 const KINDS = ["kernel", "frontend", "script"] as const;
 const AUDIENCES = ["kernel", "frontend"] as const;
 const ORIGINS = ["kernel", "frontend", "script", "rest", "server"] as const;
-const MEMBER_STATES = ["live", "away"] as const;
+const MEMBER_STATES = ["live", "away", "unresponsive"] as const;
 const TRAIT_KINDS = ["any", "bool", "int", "float", "text", "bytes", "list", "dict"] as const;
 
 export type Kind = (typeof KINDS)[number];
@@ -185,6 +185,7 @@ export interface Hello {
   readonly secret: string | null;
   readonly name: string;
   readonly kernel_id: string | null;
+  readonly pid: number;
   readonly rooms: readonly Resume[];
 }
 
@@ -445,6 +446,7 @@ const upstream = {
     secret: maybe(text(0, 2048)),
     name: or(name, ""),
     kernel_id: maybe(name),
+    pid: or(int, 0),
     rooms: or(list(resume), []),
   }),
   join: tagged<Join, "type">("type", "join", {

@@ -66,6 +66,7 @@ from sharedwidgets.errors import (
     TooManyRooms,
 )
 from sharedwidgets_server.outbox import Outbox
+from sharedwidgets_server.processes import Process
 from sharedwidgets_server.stores import Batch, Store
 
 log = logging.getLogger("sharedwidgets")
@@ -77,6 +78,8 @@ BACKLOG = 1000
 SLOW_SECONDS = 0.05
 STORE_RETRY_SECONDS = 5.0
 STORE_TRIES = 3
+# A process that ends closes its sockets a moment before it can be seen to be dead; then one look a second is enough.
+FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 0.02, 1.0
 # Seconds a server that stops waits for its words of farewell to be read.
 GOODBYE_SECONDS = 1.0
 
@@ -89,6 +92,7 @@ class Connection:
     generation: int
     outbox: Outbox
     close: Callable[[], None]
+    process: Process | None = None
     heard: float = 0.0
     pinged: float = 0.0
 
@@ -103,6 +107,12 @@ class _FromClient:
 @dataclass(frozen=True)
 class _Disconnected:
     boot: str
+
+
+@dataclass(frozen=True)
+class _Process:
+    member: str
+    alive: bool
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ class _Delete:
     answer: asyncio.Future[None]
 
 
-_Input: TypeAlias = _FromClient | _Disconnected | _CatchUp | _Request | _Look | _Delete
+_Input: TypeAlias = _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Look | _Delete
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,7 @@ class RoomManager:
         self._tickets = itertools.count(1)
         self._answers: dict[int, asyncio.Future[int]] = {}
         self._timer: asyncio.Task[None] | None = None
+        self._watches: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
 
     def start(self) -> None:
@@ -205,6 +216,8 @@ class RoomManager:
         """Say goodbye to everyone and let go of tasks and store."""
         if self._timer is not None:
             self._timer.cancel()
+        for watch in self._watches:
+            watch.cancel()
         going = GoingAway("the server is shutting down; try again when it is back")
         queues = [self._queues.pop(token) for token in list(self._queues)]
         for queue in queues:
@@ -276,7 +289,12 @@ class RoomManager:
     def closed(self, connection: Connection) -> None:
         """The socket is gone."""
         boot = connection.author.boot
-        self._disconnected(boot, self.registry.drop(boot, connection.generation))
+        rooms = self.registry.drop(boot, connection.generation)
+        self._disconnected(boot, rooms)
+        if rooms and connection.process is not None:
+            watch = asyncio.get_running_loop().create_task(self._watch(connection.author, connection.process, rooms))
+            self._watches.add(watch)
+            watch.add_done_callback(self._watches.discard)
         if self.connections.get(boot) is connection:
             del self.connections[boot]
             self._left.set()
@@ -285,6 +303,21 @@ class RoomManager:
         for token in rooms:
             if token in self._queues:
                 self._queues[token].put(_Disconnected(boot))
+
+    async def _watch(self, author: Author, process: Process, rooms: Iterable[str]) -> None:
+        """Follow the process of a kernel whose socket is gone: until it is dead, or speaks again."""
+        delay, told = FIRST_LOOK_SECONDS, False
+        while not self.registry.connected(author.boot):
+            alive = await process.alive()
+            if not (alive and told):
+                for token in rooms:
+                    if token in self._queues:
+                        self._queues[token].put(_Process(author.member.id, alive))
+            if not alive:
+                return
+            told = True
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LAST_LOOK_SECONDS)
 
     def catch_up(self, connection: Connection, token: str) -> None:
         """A lagging connection has room again: the room tells it what it missed."""
@@ -535,7 +568,7 @@ class RoomQueue:
         return self._deadline is not None and self._deadline <= self._manager.clock()
 
     def _decide(
-        self, room: Room, item: _FromClient | _Disconnected | _CatchUp | _Request | _Look
+        self, room: Room, item: _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Look
     ) -> Sequence[Effect | _Show | _Speaks]:
         now = self._manager.now()
         match item:
@@ -546,6 +579,8 @@ class RoomQueue:
                 if not effects:
                     self._speaks.pop(item.boot, None)
                 return effects
+            case _Process():
+                return room.process(item.member, item.alive)
             case _CatchUp():
                 connection = self._manager.connections.get(item.boot)
                 cursor = connection.outbox.cursors.get(self.token) if connection else None

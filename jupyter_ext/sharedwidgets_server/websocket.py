@@ -38,6 +38,7 @@ from sharedwidgets.errors import (
 from sharedwidgets_server.auth import CredentialMixin, Keys
 from sharedwidgets_server.manager import Connection, RoomManager
 from sharedwidgets_server.outbox import Outbox
+from sharedwidgets_server.processes import process_of
 
 # Close code for a peer that broke the protocol; the Bye before it says how.
 BROKE_PROTOCOL = 4400
@@ -172,7 +173,8 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
         owner = self.manager.connections.get(hello.boot)
         if owner is not None and owner.author.member.id != member:
             raise Forbidden("this boot id belongs to another member; make a new one", expected="a fresh boot id")
-        connection = Connection(author, 0, self._outbox(), self._end)
+        process = process_of(self.kernel_manager, author.member.kernel_id, hello.pid)
+        connection = Connection(author, 0, self._outbox(), self._end, process)
         self.manager.admit(connection, hello)
         self._connection = connection
         self._assembler = codec.Assembler(self.limits.push_bytes)

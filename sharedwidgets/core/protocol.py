@@ -19,7 +19,7 @@ SUBPROTOCOL = "sharedwidgets.v1"
 Kind: TypeAlias = Literal["kernel", "frontend", "script"]
 Audience: TypeAlias = Literal["kernel", "frontend"]
 Origin: TypeAlias = Literal["kernel", "frontend", "script", "rest", "server"]
-MemberState: TypeAlias = Literal["live", "away"]
+MemberState: TypeAlias = Literal["live", "away", "unresponsive"]
 TraitKind: TypeAlias = Literal["any", "bool", "int", "float", "text", "bytes", "list", "dict"]
 
 # A path is a trait, then dict keys. n counts the pushes of a boot from 1, seq the entries of a room from 1; 0 is "none yet".
@@ -201,7 +201,7 @@ class Resume(Wire, frozen=True, kw_only=True, tag_field="type", tag="resume"):
 
 
 class Hello(Wire, frozen=True, kw_only=True, tag_field="type", tag="hello"):
-    """First message of a connection. `member` and `secret` come from a former `Welcome`."""
+    """First message of a connection. `member` and `secret` come from a former `Welcome`; `pid` is a kernel's own process id."""
 
     protocol: int
     boot: Id
@@ -210,6 +210,7 @@ class Hello(Wire, frozen=True, kw_only=True, tag_field="type", tag="hello"):
     secret: Annotated[str, Meta(max_length=2048)] | None = None
     name: Name = ""
     kernel_id: Name | None = None
+    pid: Count = 0
     rooms: tuple[Resume, ...] = ()
 
 

@@ -51,6 +51,10 @@ class Registry:
         link = self._links.get(boot)
         return link is not None and link.generation == generation
 
+    def connected(self, boot: str) -> bool:
+        """Whether any connection speaks for the boot."""
+        return boot in self._links
+
     def enter(self, boot: str, room: str) -> None:
         """A boot holds a room.
 

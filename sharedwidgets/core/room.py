@@ -47,6 +47,7 @@ from sharedwidgets.core.protocol import (
     Limits,
     Member,
     Members,
+    MemberState,
     Nack,
     Op,
     Origin,
@@ -186,10 +187,13 @@ class _Presence:
     member: Member
     boots: dict[str, set[str]] = field(default_factory=dict)
     gone_at: float | None = None
+    # Whether somebody who can know says that its process lives.
+    vouched: bool = False
 
     def seen(self) -> Member:
         states = sorted(set().union(*self.boots.values())) if self.boots else self.member.states
-        return msgspec.structs.replace(self.member, state="live" if self.boots else "away", states=tuple(states))
+        lost: MemberState = "away" if self.gone_at is not None else "unresponsive"
+        return msgspec.structs.replace(self.member, state="live" if self.boots else lost, states=tuple(states))
 
 
 class _Stale(Exception):
@@ -320,6 +324,21 @@ class Room:
             effects.append(Tell(Members(room=self.token, present=(presence.seen(),))))
         return effects
 
+    def process(self, member: str, alive: bool) -> list[Effect]:
+        """What is known of the process of a member that lost its connection.
+
+        One that lives is *unresponsive* from the time at which it would be gone; one that is dead is gone now. A member that
+        came back meanwhile is what its connection says it is.
+        """
+        presence = self._presences.get(member)
+        if presence is None or presence.boots:
+            return []
+        if alive:
+            presence.vouched = True
+            return []
+        del self._presences[member]
+        return [Tell(Members(room=self.token, gone=(member,)))]
+
     def delete(self) -> list[Effect]:
         """The room ends, and with it this incarnation: whoever is here is told and let go (H18)."""
         gone = problem(RoomGone("the room was deleted; link to it again to make a new one", room=self.token))
@@ -331,16 +350,22 @@ class Room:
         return effects
 
     def tick(self, now: Now) -> list[Effect]:
-        """Members that stayed away are gone; marks nobody came back to are forgotten."""
-        gone = [name for name, item in self._presences.items() if item.gone_at is not None and item.gone_at <= now.mono]
-        for name in gone:
-            del self._presences[name]
+        """Members that stayed away are gone, or unresponsive; marks nobody came back to are forgotten."""
+        due = {name: item for name, item in self._presences.items() if item.gone_at is not None and item.gone_at <= now.mono}
+        present: list[Member] = []
+        for name, item in due.items():
+            if item.vouched:
+                item.gone_at = None
+                present.append(item.seen())
+            else:
+                del self._presences[name]
+        gone = tuple(name for name, item in due.items() if not item.vouched)
         surplus = len(self.marks) - KEPT_MARKS
         for boot, mark in sorted(self.marks.items(), key=lambda item: item[1].at):
             if boot not in self._attached and (surplus > 0 or mark.at < now.wall - self.limits.mark_seconds):
                 del self.marks[boot]
                 surplus -= 1
-        return [Tell(Members(room=self.token, gone=tuple(gone)))] if gone else []
+        return [Tell(Members(room=self.token, present=tuple(present), gone=gone))] if due else []
 
     def next_deadline(self) -> float | None:
         """The monotonic time at which `tick` has something to do; None for not before something happens."""
@@ -662,7 +687,7 @@ class Room:
         before = presence.seen() if presence else None
         if presence is None:
             presence = self._presences[author.member.id] = _Presence(author.member)
-        presence.gone_at = None
+        presence.gone_at, presence.vouched = None, False
         presence.boots.setdefault(author.boot, set()).update(states)
         after = presence.seen()
         return after if after != before else None

@@ -916,3 +916,42 @@ def test_time_is_given() -> None:
     (record,) = records(room.receive(K1, join(schema=SCHEMA, values=VALUES), Now(mono=1.0, wall=77.0)))
     assert record.entry is not None
     assert record.entry.at == 77.0
+
+
+# --- what is known of processes
+
+
+def test_h27_a_member_whose_process_lives_is_unresponsive_not_gone(room: Room) -> None:
+    room.limits = Limits(away_seconds=10)
+    room.disconnect("k2", later(5))
+    assert room.process("m-k2", alive=True) == []
+    assert room.tick(later(14.9)) == []
+    (tell,) = room.tick(later(15))
+    assert [(item.id, item.state) for item in tell.message.present] == [("m-k2", "unresponsive")]
+    assert tell.message.gone == ()
+    assert room.next_deadline() is None
+    assert not room.idle
+    # It comes back, and everything known of it is forgotten.
+    room.receive(author("k2"), Resume(room="r", incarnation=room.incarnation, epoch=room.epoch, seq=room.seq), later(99))
+    room.disconnect("k2", later(100))
+    assert [item.state for item in room.members if item.id == "m-k2"] == ["away"]
+    assert told(room.tick(later(110)))[0].gone == ("m-k2",)
+
+
+@pytest.mark.parametrize("unresponsive", [False, True])
+def test_a_member_whose_process_is_dead_is_gone_at_once(room: Room, unresponsive: bool) -> None:
+    room.disconnect("k2", later(5))
+    if unresponsive:
+        room.process("m-k2", alive=True)
+        room.tick(later(1000))
+    assert room.process("m-k2", alive=False) == [Tell(Members(room="r", gone=("m-k2",)))]
+    assert room.process("m-k2", alive=False) == []
+    assert [item.id for item in room.members] == ["m-k1", "m-p1"]
+    assert room.next_deadline() is None
+
+
+def test_h25_a_member_that_came_back_during_the_look_stays(room: Room) -> None:
+    room.disconnect("k2", later(5))
+    room.receive(author("k2"), Resume(room="r", incarnation=room.incarnation, epoch=room.epoch, seq=room.seq), later(6))
+    assert room.process("m-k2", alive=False) == []
+    assert "m-k2" in [item.id for item in room.members]
