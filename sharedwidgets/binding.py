@@ -8,7 +8,7 @@ import traitlets as t
 from anywidget import AnyWidget
 from ipywidgets import Widget
 
-from sharedwidgets import bundle
+from sharedwidgets import bundle, cells
 from sharedwidgets.state import SharedState, send_module
 
 
@@ -25,6 +25,7 @@ class Binding(AnyWidget):
     def __init__(self, ends: str = "", **traits: Any) -> None:
         super().__init__(**traits)
         self._ends = ends
+        cells.note(self)
         self.on_msg(send_module)
 
     def __repr__(self) -> str:

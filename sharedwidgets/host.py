@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from sharedwidgets.core.protocol import Kind
@@ -39,6 +40,25 @@ def kernel_id() -> str | None:
     path = getattr(getattr(kernel, "parent", None), "connection_file", "") or ""
     named = re.fullmatch(r"kernel-(.+)\.json", os.path.basename(path))
     return named.group(1) if named else None
+
+
+def cell() -> tuple[str, str] | None:
+    """The notebook cell that runs on this thread and the id of the request to run it, where the front end names its cells."""
+    kernel = running_kernel()
+    if kernel is None or threading.current_thread() is not threading.main_thread():
+        return None
+    request = kernel.get_parent("shell") or {}
+    name = request.get("metadata", {}).get("cellId")
+    return (str(name), str(request["header"]["msg_id"])) if name else None
+
+
+def after_each_cell(task: Callable[..., None]) -> bool:
+    """Run a task at the end of each cell from now on; whether this process has cells."""
+    kernel = running_kernel()
+    if kernel is None:
+        return False
+    kernel.shell.events.register("post_run_cell", task)
+    return True
 
 
 def title() -> str:

@@ -18,7 +18,7 @@ import traitlets as t
 from anywidget import AnyWidget
 from traitlets.utils.bunch import Bunch
 
-from sharedwidgets import bundle, discovery
+from sharedwidgets import bundle, cells, discovery
 from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, shared
 from sharedwidgets.core.protocol import Member, Problem
@@ -134,6 +134,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         super().__init__(_view_esm=bundle.source(self._view_source), **traits)
         self.on_msg(send_module)
         self._say_link()
+        cells.note(self)
         if room is not None:
             self._link_when_possible(room, server, credential, set(traits))
 

@@ -257,6 +257,46 @@ def test_running_a_cell_again_grows_neither_members_nor_sockets(
     eventually(lambda: len(told(server, token)) == 1)
 
 
+AGAIN = """
+c = Counter()
+c.link_to({token!r})
+b = bind((c, 'count'), (slider, 'value'))
+c.count = {number}
+"""
+MINE = "sorted(type(item).__name__ for item in w.Widget.widgets.values() if isinstance(item, (Counter, Binding)))"
+
+
+def test_what_earlier_runs_of_a_cell_made_is_closed(kernel: Kernel, server: LiveServer, far: Counter, token: str) -> None:
+    """In JupyterLab, which says which cell it runs: also models stay as few, and nobody sees the kernel leave."""
+    kernel.run("import ipywidgets as w\nfrom sharedwidgets.binding import Binding, bind\nw.Widget.close_all()")
+    kernel.run("slider = w.IntSlider()")
+    kernel.run_cell("one", AGAIN.format(token=token, number=0))
+    kernel.run_cell("two", f"first, d = (c, b), Counter().link_to({token!r})")
+    assert far.wait_until(lambda: len(far.linked_from) == 2, 10)
+    states = [[member["states"] for member in told(server, token)]]
+    left: list[Any] = []
+    far.room.on_leave(left.append)  # type: ignore[union-attr]
+    for number in range(1, 21):
+        kernel.run_cell("one", AGAIN.format(token=token, number=number))
+        states.append([member["states"] for member in told(server, token)])
+    assert states == [states[0]] * 21
+    assert left == []
+    assert kernel.value(MINE) == ["Binding", "Counter", "Counter"]
+    assert kernel.value("[state.linked_to for state in (first[0], c, d)]") == [None, token, token]
+    assert kernel.value("[first[1].comm is None, b.comm is None]") == [True, False]
+
+
+def test_a_run_that_fails_takes_the_place_of_the_one_before(kernel: Kernel, token: str) -> None:
+    kernel.run("import ipywidgets as w\nfrom sharedwidgets.binding import Binding, bind\nw.Widget.close_all()")
+    kernel.run_cell("one", f"c = Counter().link_to({token!r})")
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        kernel.run_cell("one", f"c = Counter().link_to({token!r}); 1 / 0")
+    assert kernel.value(MINE) == ["Counter"]
+    # A run that makes nothing closes nothing: what it made before may be in use.
+    kernel.run_cell("one", "c.count = 5")
+    assert kernel.value("[c.linked_to, c.count]") == [token, 5]
+
+
 # --- hard cases
 
 

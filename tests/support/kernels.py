@@ -51,6 +51,13 @@ class Kernel:
         """Begin a cell and do not wait; its message id."""
         return str(self.client.execute(code))
 
+    def run_cell(self, cell: str, code: str) -> None:
+        """Run a cell to its end under an id of its own, as JupyterLab does."""
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        request = self.client.session.msg("execute_request", content, metadata={"cellId": cell})
+        self.client.shell_channel.send(request)
+        self.finish(request["header"]["msg_id"])
+
     def finish(self, message_id: str, timeout: float = 60.0) -> None:
         """Wait for the end of a cell that was begun."""
         while True:
