@@ -99,10 +99,10 @@ class Written(NamedTuple):
 
 @dataclass
 class Wanted:
-    """A state this process links: what to make it from where it is missing."""
+    """A state this process links: what to make it from where it is missing. Without a first value a trait has its default."""
 
     schema: dict[str, TraitSchema]
-    values: dict[str, Value]
+    values: dict[str, Value] = field(default_factory=dict)
 
 
 class Session:

@@ -15,8 +15,8 @@ from sharedwidgets import discovery
 from sharedwidgets.connection import Connection, LinkState, Session, Wanted, shared
 from sharedwidgets.core import delta
 from sharedwidgets.core import schema as schemas
-from sharedwidgets.core.protocol import Append, Inc, Member, Op, Set
-from sharedwidgets.core.replica import Change, LastChange, News, Refused
+from sharedwidgets.core.protocol import Append, Inc, LastChange, Member, Op, Set
+from sharedwidgets.core.replica import Change, News, Refused
 from sharedwidgets.core.values import Value, normalise
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.errors import Closed, NoSuchState, SharedWidgetsError, from_code
@@ -149,8 +149,7 @@ class Room(Mapping[str, "RoomState"]):
         InvalidValue, Forbidden, LinkTimeout
         """
         self._check_open()
-        values = {trait: normalise(value) for trait, value in defaults.items()}
-        wanted = Wanted({trait: schemas.kind_of(value) for trait, value in values.items()}, values)
+        wanted = Wanted({trait: schemas.kind_of(normalise(value)) for trait, value in defaults.items()})
         self._connection.join(self._session, state, wanted, timeout)
         return self[state]
 
@@ -194,7 +193,7 @@ class Room(Mapping[str, "RoomState"]):
         return self._added(self._on_refused, callback)
 
     def last_change(self, state: str, trait: str) -> LastChange | None:
-        """Who changed a trait last, its seq and the server's time; None when it happened before this process came."""
+        """Who made or changed a trait last (``actor``), its ``seq`` and when (``at``); None without such a trait."""
         with self._connection.lock:
             return self._session.replica.last_change(state, trait)
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import msgspec
 import traitlets as t
 from anywidget import AnyWidget
 from traitlets.utils.bunch import Bunch
@@ -21,8 +22,7 @@ from traitlets.utils.bunch import Bunch
 from sharedwidgets import bundle, cells, discovery
 from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, shared
-from sharedwidgets.core.protocol import Member, Problem
-from sharedwidgets.core.replica import LastChange
+from sharedwidgets.core.protocol import LastChange, Member, Problem, TraitSchema
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.errors import InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
@@ -355,7 +355,14 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         return came
 
     def last_change(self, trait: str) -> LastChange | None:
-        """Who changed a trait last, its seq and the server's time; None when it happened before this process came."""
+        """Who made or changed a trait last, in which entry and when; None while unlinked.
+
+        Returns
+        -------
+        LastChange or None
+            ``actor`` (``kind``, ``user``, ``kernel_id``, ``id``; established by the server), ``seq``, and ``at`` in seconds
+            since 1970 by the server's clock.
+        """
         bridge = self._bridge
         if bridge is None:
             return None
@@ -577,15 +584,15 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
     def _wanted(self) -> Wanted:
         """What the room needs to make the state: schemas and class defaults, ``@default`` methods included."""
         fresh = self._user_class().__new__(self._user_class())
-        values: dict[str, Value] = {}
+        schema: dict[str, TraitSchema] = {}
         for name, trait in self._shared().items():
             try:
-                values[name] = trait.to_wire(getattr(fresh, name), fresh)
+                schema[name] = msgspec.structs.replace(trait.schema, default=trait.to_wire(getattr(fresh, name), fresh))
             except InvalidValue as error:
                 raise InvalidValue(
                     f"the default of {self._class_name()}.{name} has no wire form: {error}", path=(name,)
                 ) from None
-        return Wanted({name: trait.schema for name, trait in self._shared().items()}, values)
+        return Wanted(schema)
 
     # --- the class
 

@@ -35,10 +35,18 @@ test.each(cases("delta", "entries"))("entries: $name", (given) => {
   const states: States = new Map(
     Object.entries(readImages(given.value("states"))).map(([name, image]) => [name, fromImage(image)]),
   );
+  const last = new Map<string, number>();
   for (const step of given.list("entries") as { entry: unknown; touched: string[][] }[]) {
-    const touched = applyEntry(states, readEntry(step.entry)).map(({ state, trait }) => `${state}.${trait}`);
+    const entry = readEntry(step.entry);
+    const touched = applyEntry(states, entry).map(({ state, trait }) => `${state}.${trait}`);
     expect(new Set(touched)).toEqual(new Set(step.touched.map((key) => key.join("."))));
+    for (const key of step.touched) last.set(key.join("."), entry.seq);
   }
+  const changed = [...states].flatMap(([name, state]) =>
+    [...state.last].map(([trait, { seq }]) => [`${name}.${trait}`, seq] as const),
+  );
+  expect(new Map(changed)).toEqual(last);
+  for (const state of states.values()) state.last.clear();
   const after = Object.entries(readImages(given.value("after"))).map(([name, image]) => [name, fromImage(image)] as const);
   expect(states).toEqual(new Map(after));
 });

@@ -3,16 +3,28 @@
 // Values are never changed in place: applying an op gives a new value that shares what did not change.
 
 import { InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait } from "./errors";
-import type { Entry, EntryOp, Numeric, Op, Set as SetOp, Splice, StateImage, TraitKind, TraitSchema } from "./protocol";
+import type {
+  Entry,
+  EntryOp,
+  LastChange,
+  Numeric,
+  Op,
+  Set as SetOp,
+  Splice,
+  StateImage,
+  TraitKind,
+  TraitSchema,
+} from "./protocol";
 import { emptyDict, getKey, isDict, isList, same, size, type Value, wholeNumber } from "./values";
 
 // A splice must save at least this many bytes over the whole value, or it is not worth its base revision.
 export const SPLICE_SAVES = 256;
 
-/** One state of a room: what its traits may hold, and what they hold. */
+/** One state of a room: what its traits may hold, what they hold, and who changed them last. */
 export interface State {
   readonly schema: Map<string, TraitSchema>;
   readonly values: Map<string, Value>;
+  readonly last: Map<string, LastChange>;
 }
 
 export type States = Map<string, State>;
@@ -24,7 +36,11 @@ export interface TraitKey {
 
 /** A state as a snapshot tells it. */
 export function fromImage(image: StateImage): State {
-  return { schema: new Map(Object.entries(image.schema)), values: new Map(Object.entries(image.values)) };
+  return {
+    schema: new Map(Object.entries(image.schema)),
+    values: new Map(Object.entries(image.values)),
+    last: new Map(Object.entries(image.last)),
+  };
 }
 
 /** Schema and value of a trait; NoSuchState and NoSuchTrait name what there is. */
@@ -45,16 +61,19 @@ export function apply(value: Value, op: Op): Value {
 
 /** Apply a decided entry in place; the traits it touched. */
 export function applyEntry(states: States, entry: Entry): TraitKey[] {
+  const change = { actor: entry.by, seq: entry.seq, at: entry.at };
   for (const op of entry.ops) {
     if (op.op === "define") {
-      const state = states.get(op.state) ?? { schema: new Map(), values: new Map() };
+      const state = states.get(op.state) ?? { schema: new Map(), values: new Map(), last: new Map() };
       states.set(op.state, state);
+      for (const trait of Object.keys(op.schema)) state.last.set(trait, change);
       for (const [trait, schema] of Object.entries(op.schema)) state.schema.set(trait, schema);
       for (const [trait, value] of Object.entries(op.values)) state.values.set(trait, value);
     } else {
       const trait = traitOf(op);
       const { value } = find(states, op.state, trait);
       states.get(op.state)?.values.set(trait, apply(value, op));
+      states.get(op.state)?.last.set(trait, change);
     }
   }
   return entry.ops.flatMap(touched);

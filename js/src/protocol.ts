@@ -51,7 +51,7 @@ export interface Limits {
   readonly outbox_stall_seconds: number;
 }
 
-/** What one trait may hold. */
+/** What one trait may hold, and what it is reset to. */
 export interface TraitSchema {
   readonly kind: TraitKind;
   readonly nullable: boolean;
@@ -59,6 +59,7 @@ export interface TraitSchema {
   readonly min: Numeric | null;
   readonly max: Numeric | null;
   readonly choices: readonly Value[] | null;
+  readonly default: Value;
 }
 
 /** Who made an entry, as the server knows it. */
@@ -157,10 +158,18 @@ export interface Entry {
   readonly depth: number;
 }
 
-/** One state of a room, whole. */
+/** Who made the entry that changed a trait last, its seq, and the server's wall clock in seconds. */
+export interface LastChange {
+  readonly actor: Actor;
+  readonly seq: number;
+  readonly at: number;
+}
+
+/** One state of a room, whole; `last` says who made or changed each trait last. */
 export interface StateImage {
   readonly schema: Table<TraitSchema>;
   readonly values: Dict;
+  readonly last: Table<LastChange>;
 }
 
 /** Where a replica stands; in `Hello` after a reconnect, on its own when a gap was seen. */
@@ -383,6 +392,7 @@ const traitSchema = record<TraitSchema>({
   min: maybe(numeric),
   max: maybe(numeric),
   choices: maybe(list(anything)),
+  default: or(anything, null),
 });
 
 const actor = record<Actor>({ id: string, kind: oneOf(ORIGINS), user: or(string, ""), kernel_id: maybe(string) });
@@ -422,7 +432,13 @@ const op = union<Op, "op">("op", ops);
 const entryOp = union<EntryOp, "op">("op", { ...ops, define });
 
 const entry = record<Entry>({ seq: int, at: real, by: actor, ops: list(entryOp), depth: or(int, 0) });
-const stateImage = record<StateImage>({ schema: table(traitSchema), values: table(anything) });
+const lastChange = record<LastChange>({ actor, seq: count, at: real });
+
+const stateImage = record<StateImage>({
+  schema: table(traitSchema),
+  values: table(anything),
+  last: or(table(lastChange), emptyDict<LastChange>()),
+});
 
 const resume = tagged<Resume, "type">("type", "resume", {
   room: string,

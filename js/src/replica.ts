@@ -7,7 +7,21 @@
 import type { States, TraitKey } from "./delta";
 import * as delta from "./delta";
 import { InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait, SharedWidgetsError } from "./errors";
-import type { Actor, Entries, Member, Members, Nack, Op, Problem, Push, Resend, Resume, Snapshot, Table } from "./protocol";
+import type {
+  Actor,
+  Entries,
+  LastChange,
+  Member,
+  Members,
+  Nack,
+  Op,
+  Problem,
+  Push,
+  Resend,
+  Resume,
+  Snapshot,
+  Table,
+} from "./protocol";
 import * as schemas from "./schema";
 import { type Dict, emptyDict, getKey, isDict, isIllFormed, MAX_DEPTH, normalise, same, type Value } from "./values";
 
@@ -22,13 +36,6 @@ export interface Change {
   readonly origin: ChangeOrigin;
   readonly actor: Actor | null;
   readonly seq: number;
-}
-
-/** Who made the entry that changed a trait last, its seq, and the server's wall clock in seconds. */
-export interface LastChange {
-  readonly actor: Actor;
-  readonly seq: number;
-  readonly at: number;
 }
 
 /** An own push had no effect; `problem` says why and `values` what the room holds. */
@@ -81,7 +88,6 @@ export class Replica {
   // The view of traits with pending writes; forgotten whenever what it was made from changes.
   private readonly shown = new TraitMap<Value>();
   private nextN = 1;
-  private readonly last = new TraitMap<LastChange>();
   // A `Resume` is under way: with it the server was told where this replica stands.
   private catchingUp = false;
 
@@ -137,9 +143,9 @@ export class Replica {
     return view;
   }
 
-  /** Who changed a trait last; null when this replica has not seen it happen. */
+  /** Who made or changed a trait last; null when there is no such trait. */
   lastChange(state: string, trait: string): LastChange | null {
-    return this.last.get({ state, trait }) ?? null;
+    return this.states.get(state)?.last.get(trait) ?? null;
   }
 
   /**
@@ -247,7 +253,6 @@ export class Replica {
     this.epoch = snapshot.epoch;
     this.seq = snapshot.seq;
     this.catchingUp = false;
-    this.last.clear();
     this.shown.clear();
     this.book(snapshot.decided);
     // The numbers of this boot go on where the server stands: an earlier membership of the room counted too.
@@ -273,11 +278,7 @@ export class Replica {
     for (const push of this.pending) if (0 < push.n && push.n <= frame.decided) touched.push(...push.ops.map(keyOf));
     const before = this.valuesOf(touched);
     for (const key of touched) this.shown.delete(key);
-    for (const entry of fresh) {
-      for (const key of delta.applyEntry(this.states, entry)) {
-        this.last.set(key, { actor: entry.by, seq: entry.seq, at: entry.at });
-      }
-    }
+    for (const entry of fresh) delta.applyEntry(this.states, entry);
     this.seq = Math.max(this.seq, frame.last);
     this.book(frame.decided);
     const defined = fresh.some((entry) => entry.ops.some((op) => op.op === "define"));
@@ -412,7 +413,7 @@ export class Replica {
     for (const [key, old] of before) {
       const value = now.get(key) ?? null;
       if (same(old, value)) continue;
-      const last = origin === "remote" ? this.last.get(key) : undefined;
+      const last = origin === "remote" || origin === "resync" ? this.lastChange(key.state, key.trait) : null;
       changes.push({ ...key, old, new: value, origin, actor: last?.actor ?? null, seq: last?.seq ?? 0 });
     }
     return changes;

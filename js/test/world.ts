@@ -19,6 +19,7 @@ import {
   type Problem,
   type Push,
   parseDownstream,
+  type StateImage,
   type TraitSchema,
   type Upstream,
 } from "../src/protocol";
@@ -48,7 +49,7 @@ export function welcome(limits: Partial<Limits> = {}): Downstream {
 }
 
 export function trait(kind: TraitSchema["kind"] = "any", more: Partial<TraitSchema> = {}): TraitSchema {
-  return { kind, nullable: false, kernel_only: false, min: null, max: null, choices: null, ...more };
+  return { kind, nullable: false, kernel_only: false, min: null, max: null, choices: null, default: null, ...more };
 }
 
 export function problem(code: string, message = "why"): Problem {
@@ -271,9 +272,13 @@ export class Server {
 
   snapshot(token: string, boot: string): Downstream {
     const { states, seq, marks } = this.room(token);
-    const images = emptyDict<{ schema: Record<string, TraitSchema>; values: Record<string, Value> }>();
-    for (const [name, { schema, values }] of states) {
-      images[name] = { schema: Object.fromEntries(schema), values: Object.assign(emptyDict(), tableOf(values)) };
+    const images = emptyDict<StateImage>();
+    for (const [name, { schema, values, last }] of states) {
+      images[name] = {
+        schema: Object.fromEntries(schema),
+        values: Object.assign(emptyDict(), tableOf(values)),
+        last: Object.fromEntries(last),
+      };
     }
     return {
       type: "snapshot",

@@ -94,6 +94,21 @@ class RoomsHandler(CredentialMixin, APIHandler):
         """Whether kernel-only traits exist for the caller."""
         return "frontend" if self.is_frontend else "kernel"
 
+    @property
+    def author(self) -> Author:
+        """The caller as a room sees it."""
+        user = self.current_user.username
+        member = Member(id=f"rest:{user}"[:64], kind="frontend" if self.is_frontend else "script", user=user)
+        return Author(boot=member.id, member=member, audience=self.audience, may_write=True, origin="rest")
+
+    def body(self) -> values.Value:
+        """The JSON body; `Malformed` when it is none."""
+        try:
+            body = msgspec.json.decode(self.request.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(f"the body is not JSON: {error}") from None
+        return values.unpack(body, None)
+
     def refuse(self, error: SharedWidgetsError) -> None:
         """Answer with an error as ``{code, message, state, trait, path, expected}``."""
         self.set_status(status_of(error))
@@ -170,6 +185,21 @@ class RoomHandler(RoomsHandler):
         return self._etag
 
 
+class ResetHandler(RoomsHandler):
+    """``POST sharedwidgets/api/rooms/{token}/reset``."""
+
+    @web.authenticated
+    @asks("write")
+    async def post(self, token: str) -> None:
+        """Put the room, or the states the body names, back to the defaults: one entry like any other, nobody is dropped."""
+        body = self.body() if self.request.body else {}
+        names = body.get("states", []) if isinstance(body, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise Malformed('the body is empty, or names states, such as {"states": ["Counter"]}', expected="object")
+        seq = await self.manager.reset(token, self.author, [str(name) for name in names])
+        self.answer({"seq": seq})
+
+
 class StateHandler(RoomsHandler):
     """``PATCH sharedwidgets/api/rooms/{token}/states/{state}``."""
 
@@ -178,16 +208,11 @@ class StateHandler(RoomsHandler):
     async def patch(self, token: str, state: str) -> None:
         """Set traits from outside, all or nothing; every member sees it as one entry."""
         ops = self._ops(state)
-        author = self._author()
-        seq = await self.manager.patch(token, author, ops, await self._if_seq(token))
+        seq = await self.manager.patch(token, self.author, ops, await self._if_seq(token))
         self.answer({"seq": seq})
 
     def _ops(self, state: str) -> list[Op]:
-        try:
-            body = msgspec.json.decode(self.request.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Malformed(f"the body is not JSON: {error}") from None
-        plain = values.unpack(body, None)
+        plain = self.body()
         if not isinstance(plain, dict) or not plain:
             raise Malformed('the body must be an object of traits and values, such as {"count": 3}', expected="object")
         return [Set(state=state, path=(trait,), value=value) for trait, value in plain.items()]
@@ -204,11 +229,6 @@ class StateHandler(RoomsHandler):
         if (incarnation, epoch) != (view.incarnation, view.epoch):
             raise RevisionMismatch("the room was made anew since it was read; read it again", room=token)
         return int(seq)
-
-    def _author(self) -> Author:
-        user = self.current_user.username
-        member = Member(id=f"rest:{user}"[:64], kind="frontend" if self.is_frontend else "script", user=user)
-        return Author(boot=member.id, member=member, audience=self.audience, may_write=True, origin="rest")
 
 
 class MeHandler(RoomsHandler):
@@ -235,7 +255,8 @@ def etag(view: RoomView) -> str:
 
 
 def _state(image: StateImage) -> dict[str, Any]:
-    return {"values": values.pack(image.values, None), "schema": values.pack(msgspec.to_builtins(image.schema), None)}
+    parts = {"values": image.values, "schema": msgspec.to_builtins(image.schema), "last": msgspec.to_builtins(image.last)}
+    return {name: values.pack(part, None) for name, part in parts.items()}
 
 
 def _member(member: Member) -> dict[str, Any]:

@@ -129,6 +129,13 @@ class _Request:
 
 
 @dataclass(frozen=True)
+class _Reset:
+    ticket: int
+    author: Author
+    states: Sequence[str]
+
+
+@dataclass(frozen=True)
 class _Look:
     audience: Audience
     answer: asyncio.Future[RoomView]
@@ -139,7 +146,7 @@ class _Delete:
     answer: asyncio.Future[None]
 
 
-_Input: TypeAlias = _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Look | _Delete
+_Input: TypeAlias = _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Look | _Delete
 
 
 @dataclass(frozen=True)
@@ -360,11 +367,23 @@ class RoomManager:
         ------
         InvalidToken, NoSuchRoom, NoSuchState, NoSuchTrait, NoSuchPath, InvalidValue, TooLarge, RevisionMismatch, Forbidden
         """
+        return await self._asked(token, lambda ticket: _Request(ticket, author, ops, if_seq))
+
+    async def reset(self, token: str, author: Author, states: Sequence[str] = ()) -> int:
+        """Put states of a room, or all of them, back to their defaults; the seq it took, or that of now when nothing differs.
+
+        Raises
+        ------
+        InvalidToken, NoSuchRoom, NoSuchState, Forbidden
+        """
+        return await self._asked(token, lambda ticket: _Reset(ticket, author, states))
+
+    async def _asked(self, token: str, request: Callable[[int], _Request | _Reset]) -> int:
         await self._exists(token)
         ticket = next(self._tickets)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answers[ticket] = answer
-        self._queue(token).put(_Request(ticket, author, ops, if_seq))
+        self._queue(token).put(request(ticket))
         try:
             return await answer
         finally:
@@ -506,7 +525,7 @@ class RoomQueue:
         self._task.cancel()
         for item in (*self._window, *self._inputs):
             match item:
-                case _Request(ticket=ticket):
+                case _Request(ticket=ticket) | _Reset(ticket=ticket):
                     self._manager.answer(ticket, why)
                 case _Look(answer=answer) if not answer.done():
                     answer.set_exception(why)
@@ -568,7 +587,7 @@ class RoomQueue:
         return self._deadline is not None and self._deadline <= self._manager.clock()
 
     def _decide(
-        self, room: Room, item: _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Look
+        self, room: Room, item: _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Look
     ) -> Sequence[Effect | _Show | _Speaks]:
         now = self._manager.now()
         match item:
@@ -591,6 +610,8 @@ class RoomQueue:
                 return [Send(item.boot, answer)]
             case _Request():
                 return room.request(item.ticket, item.author, item.ops, item.if_seq, now)
+            case _Reset():
+                return room.reset(item.ticket, item.author, item.states, now)
             case _Look():
                 states = {name: state.image(frontend=item.audience == "frontend") for name, state in room.states.items()}
                 view = RoomView(self.token, room.incarnation, room.epoch, room.seq, states, room.members)
@@ -700,7 +721,8 @@ class RoomQueue:
         again = [
             item
             for item in batch
-            if not isinstance(item, _Request) and not (isinstance(item, _FromClient) and isinstance(item.message, Push))
+            if not isinstance(item, (_Request, _Reset))
+            and not (isinstance(item, _FromClient) and isinstance(item.message, Push))
         ]
         self._inputs.extendleft(reversed(again))
         return fresh
@@ -716,7 +738,7 @@ class RoomQueue:
             case _FromClient(author=author, message=message):
                 request = message.id if isinstance(message, Join) else None
                 effects = [Send(author.boot, Failure(id=request, room=self.token, problem=problem(error)))]
-            case _Request(ticket=ticket):
+            case _Request(ticket=ticket) | _Reset(ticket=ticket):
                 effects = [Answer(ticket, error)]
             case _Look(answer=answer) if not answer.done():
                 answer.set_exception(error)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.protocol import (
     Append,
     Define,
@@ -17,6 +18,7 @@ from sharedwidgets.core.protocol import (
     Entry,
     EntryOp,
     Inc,
+    LastChange,
     Op,
     Path,
     Set,
@@ -33,20 +35,31 @@ SPLICE_SAVES = 256
 
 @dataclass
 class State:
-    """One state of a room: what its traits may hold, and what they hold."""
+    """One state of a room: what its traits may hold, what they hold, and who changed them last."""
 
     schema: dict[str, TraitSchema] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
+    last: dict[str, LastChange] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """About how many bytes its names, schemas and values take."""
+        return sum(size(trait) + schemas.weight(self.schema[trait]) + size(value) for trait, value in self.values.items())
 
     @classmethod
     def from_image(cls, image: StateImage) -> State:
         """A state as a snapshot tells it."""
-        return cls(dict(image.schema), dict(image.values))
+        return cls(dict(image.schema), dict(image.values), dict(image.last))
+
+    def copy(self) -> State:
+        """One that may be changed while this one stays."""
+        return State(dict(self.schema), dict(self.values), dict(self.last))
 
     def image(self, *, frontend: bool = False) -> StateImage:
         """This state as a snapshot tells it; for a frontend without its kernel-only traits."""
         schema = {trait: item for trait, item in self.schema.items() if not (frontend and item.kernel_only)}
-        return StateImage(schema=schema, values={trait: self.values[trait] for trait in schema})
+        last = {trait: item for trait, item in self.last.items() if trait in schema}
+        return StateImage(schema=schema, values={trait: self.values[trait] for trait in schema}, last=last)
 
 
 States = dict[str, State]
@@ -84,14 +97,17 @@ def apply(value: Value, op: Op) -> Value:
 
 def apply_entry(states: States, entry: Entry) -> list[tuple[str, str]]:
     """Apply a decided entry in place; what it touched, as (state, trait)."""
+    change = LastChange(actor=entry.by, seq=entry.seq, at=entry.at)
     for op in entry.ops:
         if isinstance(op, Define):
             state = states.setdefault(op.state, State())
             state.schema.update(op.schema)
             state.values.update(op.values)
+            state.last.update(dict.fromkeys(op.schema, change))
         else:
             state, trait = states[op.state], op.path[0]
             state.values[trait] = apply(state.values[trait], op)
+            state.last[trait] = change
     return list(dict.fromkeys(key for op in entry.ops for key in touched(op)))
 
 

@@ -64,7 +64,7 @@ class Limits(Wire, frozen=True, kw_only=True):
 
 
 class TraitSchema(Wire, frozen=True, kw_only=True):
-    """What one trait may hold."""
+    """What one trait may hold, and what it is reset to."""
 
     kind: TraitKind = "any"
     nullable: bool = False
@@ -72,6 +72,7 @@ class TraitSchema(Wire, frozen=True, kw_only=True):
     min: int | float | None = None
     max: int | float | None = None
     choices: tuple[WireValue, ...] | None = None
+    default: WireValue = None
 
 
 class Actor(Wire, frozen=True, kw_only=True):
@@ -178,11 +179,20 @@ class Entry(Wire, frozen=True, kw_only=True):
     depth: Count = 0
 
 
+class LastChange(Wire, frozen=True, kw_only=True):
+    """Who made the entry that changed a trait last, its seq, and the server's wall clock in seconds."""
+
+    actor: Actor
+    seq: Count
+    at: float
+
+
 class StateImage(Wire, frozen=True, kw_only=True):
-    """One state of a room, whole."""
+    """One state of a room, whole; `last` says who made or changed each trait last."""
 
     schema: dict[str, TraitSchema]
     values: dict[str, WireValue]
+    last: dict[str, LastChange] = {}
 
 
 # Upstream

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,7 @@ from sharedwidgets.core.protocol import (
     Define,
     Entries,
     Inc,
+    LastChange,
     Member,
     Members,
     Nack,
@@ -53,14 +54,6 @@ class Change:
     origin: ChangeOrigin
     actor: Actor | None = None
     seq: int = 0
-
-
-class LastChange(NamedTuple):
-    """Who made the entry that changed a trait last, its seq, and the server's wall clock in seconds."""
-
-    actor: Actor
-    seq: int
-    at: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,6 @@ class Replica:
         # The view of traits with pending writes; forgotten whenever what it was made from changes.
         self._shown: dict[TraitKey, Value] = {}
         self._next_n = 1
-        self._last: dict[TraitKey, LastChange] = {}
         self._catching_up = False
 
     @property
@@ -167,8 +159,9 @@ class Replica:
         return {} if found is None else {trait: self.value(state, trait) for trait in found.schema}
 
     def last_change(self, state: str, trait: str) -> LastChange | None:
-        """Who changed a trait last; None when this replica has not seen it happen."""
-        return self._last.get((state, trait))
+        """Who made or changed a trait last; None when there is no such trait."""
+        found = self.states.get(state)
+        return None if found is None else found.last.get(trait)
 
     def assign(self, state: str, trait: str, shown: Value, new: Value) -> list[Op]:
         """The ops of an assignment by an author who saw `shown`.
@@ -284,7 +277,6 @@ class Replica:
         self.states = {name: State.from_image(image) for name, image in snapshot.states.items()}
         self.incarnation, self.epoch, self.seq = snapshot.incarnation, snapshot.epoch, snapshot.seq
         self._catching_up = False
-        self._last.clear()
         self._shown.clear()
         self._book(snapshot.decided)
         if not any(push.n for push in self._pending):
@@ -315,8 +307,7 @@ class Replica:
         for key in touched:
             self._shown.pop(key, None)
         for entry in fresh:
-            for key in delta.apply_entry(self.states, entry):
-                self._last[key] = LastChange(entry.by, entry.seq, entry.at)
+            delta.apply_entry(self.states, entry)
         self.seq = max(self.seq, frame.last)
         self._book(frame.decided)
         return News(
@@ -414,7 +405,7 @@ class Replica:
         for key, old in before.items():
             new = self._values([key])[key]
             if not same(old, new):
-                last = self._last.get(key) if origin in ("remote", "resync") else None
+                last = self.last_change(*key) if origin in ("remote", "resync") else None
                 changes.append(Change(*key, old, new, origin, last.actor if last else None, last.seq if last else 0))
         return changes
 

@@ -64,11 +64,12 @@ from sharedwidgets.core.protocol import (
     Wire,
 )
 from sharedwidgets.core.revisions import Revisions
-from sharedwidgets.core.values import MAX_DEPTH, Value, depth, size
+from sharedwidgets.core.values import MAX_DEPTH, Value, depth, same, size
 from sharedwidgets.errors import (
     Forbidden,
     InvalidValue,
     NoSuchRoom,
+    NoSuchState,
     OutcomeUnknown,
     RevisionMismatch,
     RoomGone,
@@ -231,7 +232,7 @@ class Room:
         self._awaited: dict[str, int] = {}
         self._tail: deque[tuple[Entry, Entry | None, int, float]] = deque()
         self._tail_bytes = 0
-        self._bytes = sum(size(value) for state in self.states.values() for value in state.values.values())
+        self._bytes = sum(state.bytes for state in self.states.values())
 
     @property
     def epoch(self) -> str:
@@ -297,6 +298,34 @@ class Room:
         except SharedWidgetsError as error:
             return [Answer(ticket, error.located(room=self.token))]
         return [record, Answer(ticket, self.seq)]
+
+    def reset(self, ticket: int, author: Author, states: Sequence[str], now: Now) -> list[Effect]:
+        """What follows from a request to put states back to their defaults: one entry for all of them, like any other change.
+
+        Without names it is every state there is. Traits the author may not see stay as they are (G9).
+        """
+        try:
+            ops = [op for state in states or self.states for op in self._undoing(author, state)]
+            if not ops:
+                return [Answer(ticket, self.seq)]
+            decided, growth = self._decide(author, ops, most_ops=len(ops))
+            record = self._commit(author, decided, growth, now)
+        except SharedWidgetsError as error:
+            return [Answer(ticket, error.located(room=self.token))]
+        return [record, Answer(ticket, self.seq)]
+
+    def _undoing(self, author: Author, state: str) -> list[Op]:
+        """What sets the traits of a state to their defaults where they hold something else."""
+        found = self.states.get(state)
+        if found is None:
+            raise NoSuchState(
+                f"there is no state {state!r} here; there is {', '.join(sorted(self.states)) or 'none'}", state=state
+            )
+        return [
+            Set(state=state, path=(trait,), value=kind.default)
+            for trait, kind in found.schema.items()
+            if not (author.frontend and kind.kernel_only) and not same(found.values[trait], kind.default)
+        ]
 
     def refuse(self, author: Author, push: Push, error: SharedWidgetsError, now: Now) -> list[Effect]:
         """Decide a push by refusing it, whatever it holds; nothing happens when it is not its turn."""
@@ -446,17 +475,18 @@ class Room:
         self.marks[author.boot] = moved
         return [self._commit(author, decided, growth, now, push.depth, moved)]
 
-    def _decide(self, author: Author, ops: Sequence[Op]) -> tuple[list[Op], int]:
+    def _decide(self, author: Author, ops: Sequence[Op], most_ops: int | None = None) -> tuple[list[Op], int]:
         """The ops as they will stand in the entry and the bytes they add.
 
         Raises, and changes nothing, when one of them may not be (G10).
         """
+        most_ops = most_ops or self.limits.push_ops
         if not author.may_write:
             raise Forbidden("you may read this room, not write to it; ask for the right 'write' on 'sharedwidgets'")
-        if len(ops) > self.limits.push_ops:
+        if len(ops) > most_ops:
             raise TooLarge(
-                f"a push may have {self.limits.push_ops} ops, this one has {len(ops)}; split it",
-                expected=f"≤ {self.limits.push_ops} ops",
+                f"a push may have {most_ops} ops, this one has {len(ops)}; split it",
+                expected=f"≤ {most_ops} ops",
             )
         delta.check_ops(ops, self.limits.op_bytes)
         trial: dict[tuple[str, str], Value] = {}
@@ -532,7 +562,7 @@ class Room:
         self.seq = entry.seq
         self._revisions.note(entry)
         self._bytes += growth
-        weight = 96 + sum(delta.weight(op) for op in ops if not isinstance(op, Define))
+        weight = 96 + sum(_weight(op) for op in ops)
         self._tail.append((entry, public, weight, now.mono))
         self._tail_bytes += weight
         self._trim(now.mono)
@@ -651,25 +681,33 @@ class Room:
         for trait, kind in schema.items():
             if trait in wanted or trait in clashes:
                 chosen[trait] = self._first_value(state, trait, kind, held, values)
-        definition = Define(state=state, schema={trait: schema[trait] for trait in chosen}, values=dict(chosen))
+        definition = Define(
+            state=state,
+            schema={trait: schemas.with_default(schema[trait], value) for trait, value in chosen.items()},
+            values=dict(chosen),
+        )
         if self._bytes + self._growth(definition) > self.limits.room_bytes:
             raise TooLarge(f"the room may hold {self.limits.room_bytes} bytes", state=state)
         return definition
 
     def _growth(self, definition: Define) -> int:
-        held = self.states.get(definition.state, State()).values
-        return sum(size(value) - (size(held[trait]) if trait in held else 0) for trait, value in definition.values.items())
+        held = self.states.get(definition.state, State())
+        before = {trait: value for trait, value in held.values.items() if trait in definition.schema}
+        return State(definition.schema, definition.values).bytes - State(held.schema, before).bytes
 
     def _first_value(self, state: str, trait: str, kind: TraitSchema, held: State, values: Mapping[str, Value]) -> Value:
         if trait in held.values and schemas.fits(kind, held.values[trait]):
             return held.values[trait]
-        if trait not in values:
-            raise InvalidValue(f"{state}.{trait} has a schema and no first value", state=state, path=(trait,))
-        value = values[trait]
-        schemas.check(kind, value, state=state, trait=trait)
-        if size(value) > self.limits.op_bytes or depth(value) > MAX_DEPTH:
-            raise TooLarge(f"{state}.{trait}: the first value is too large", state=state, path=(trait,))
-        return value
+        first = values.get(trait, kind.default)
+        schemas.check(kind, first, state=state, trait=trait)
+        if size(first) + schemas.weight(kind) > self.limits.op_bytes or max(depth(first), schemas.levels(kind)) > MAX_DEPTH:
+            raise TooLarge(
+                f"{state}.{trait}: what it may hold and its first value are too large or nested too deep",
+                state=state,
+                path=(trait,),
+                expected=f"≤ {self.limits.op_bytes} bytes and {MAX_DEPTH} levels",
+            )
+        return first
 
     def _alone(self, author: Author, state: str) -> bool:
         """Whether all live kernels and scripts of the state are the author's own: people edit a class and run it again."""
@@ -746,6 +784,10 @@ def problem(error: SharedWidgetsError) -> Problem:
         path=error.path or ((error.trait,) if error.trait else ()),
         expected=error.expected,
     )
+
+
+def _weight(op: EntryOp) -> int:
+    return State(op.schema, op.values).bytes if isinstance(op, Define) else delta.weight(op)
 
 
 def _weight_at(value: Value, path: Path) -> int:

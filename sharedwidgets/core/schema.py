@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from sharedwidgets.core.protocol import TraitKind, TraitSchema
-from sharedwidgets.core.values import Value, same
+from sharedwidgets.core.values import Value, depth, same, size
 from sharedwidgets.errors import InvalidValue, SchemaConflict
 
 _NUMBERS = ("int", "float")
@@ -62,24 +64,39 @@ def check(schema: TraitSchema, value: Value, *, state: str, trait: str) -> None:
 
 
 def kind_of(value: Value) -> TraitSchema:
-    """The schema of a trait of which only a first value is known; None may become anything."""
+    """The schema of a trait of which only its default is known; after None it may become anything."""
     match value:
         case bool():
-            return TraitSchema(kind="bool")
+            return TraitSchema(kind="bool", default=value)
         case int():
-            return TraitSchema(kind="int")
+            return TraitSchema(kind="int", default=value)
         case float():
-            return TraitSchema(kind="float")
+            return TraitSchema(kind="float", default=value)
         case str():
-            return TraitSchema(kind="text")
+            return TraitSchema(kind="text", default=value)
         case bytes():
-            return TraitSchema(kind="bytes")
+            return TraitSchema(kind="bytes", default=value)
         case list():
-            return TraitSchema(kind="list")
+            return TraitSchema(kind="list", default=value)
         case dict():
-            return TraitSchema(kind="dict")
+            return TraitSchema(kind="dict", default=value)
         case _:
             return TraitSchema()
+
+
+def weight(schema: TraitSchema) -> int:
+    """About how many bytes a schema brings beyond its few fixed fields."""
+    return size(schema.default) + size(list(schema.choices or ()))
+
+
+def levels(schema: TraitSchema) -> int:
+    """How deep the values in a schema are nested."""
+    return max((depth(value) for value in (schema.default, *(schema.choices or ()))), default=0)
+
+
+def with_default(schema: TraitSchema, first: Value) -> TraitSchema:
+    """The schema with a default that fits it; a client that gave none is taken to mean its first value."""
+    return schema if fits(schema, schema.default) else msgspec.structs.replace(schema, default=first)
 
 
 def missing(mine: Mapping[str, TraitSchema], theirs: Mapping[str, TraitSchema]) -> dict[str, TraitSchema]:

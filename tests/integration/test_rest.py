@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sharedwidgets.core.protocol import Bye, Entries
+from sharedwidgets.core.protocol import Bye, Entries, TraitSchema
 from sharedwidgets_server.testing import LiveServer
 from support.peers import SECRET, VALUES, add, assign
 from support.rest import Answer, ask, room_url
@@ -86,7 +86,10 @@ async def test_a_room_as_json(live: LiveServer, room: str) -> None:
             "tags": {"$odd": {"$int": str(2**60)}, "list": [1, None, {"$float": "inf"}]},
             "blob": {"$bytes": base64.b64encode(b"\x00\xff").decode()},
         }
-        assert body["states"]["S"]["schema"]["level"] == {"kind": "int", "min": 0, "max": 10}
+        assert body["states"]["S"]["schema"]["level"] == {"kind": "int", "min": 0, "max": 10, "default": 5}
+        last = body["states"]["S"]["last"]
+        assert {name: last[name]["seq"] for name in ("count", "tags", "blob")} == {"count": 1, "tags": 2, "blob": 3}
+        assert last["blob"]["actor"] == {"id": peer.welcome.member, "kind": "script", "user": body["members"][0]["user"]}  # type: ignore[union-attr]
         (member,) = body["members"]
         assert (member["kind"], member["state"], member["states"]) == ("script", "live", ["S"])
         assert member["id"] == peer.welcome.member  # type: ignore[union-attr]
@@ -281,6 +284,36 @@ async def test_h18_a_deleted_room_is_gone_for_its_members_and_not_made_by_a_writ
         assert again.states["S"].values["count"] == 0
         assert again.incarnation != one.all(type(again))[0].incarnation
         assert SECRET not in str(page.frames)
+
+
+async def test_a_reset_is_a_change_like_any_other_and_nobody_is_dropped(live: LiveServer, room: str) -> None:
+    def reset(body: Any = None, **headers: str) -> Answer:
+        return ask(room_url(live, "rooms", room) + "/reset", "POST", body, headers={**live.headers, **headers})
+
+    async with peers() as made:
+        one = await made(live.socket_url, live.headers, room)
+        page = await made(live.socket_url, {**live.headers, "Origin": live.url.partition("/a%40b")[0]}, room, make=False)
+        await one.join(room, state="T", schema={"n": TraitSchema(kind="int", default=4)}, values={"n": 9})
+        await one.write(room, assign("tags", {"a": 1}), assign("_salt", "changed"), add(3), assign("n", 8, state="T"))
+        # A page resets what it sees.
+        answer = reset({"states": ["S"]}, Origin=live.url.partition("/a%40b")[0])
+        assert (answer.status, answer.body) == (200, {"seq": 4})
+        await page.until(room, count=0, tags={}, level=5)
+        await one.until(room, count=0, tags={}, _salt="changed")
+        assert (await one.until(room, state="T", n=8)) is None
+        # A kernel or script all of it; what holds its default already is not touched.
+        assert reset().body == {"seq": 5}
+        await one.until(room, _salt=SECRET)
+        await one.until(room, state="T", n=4)
+        assert one.replicas[room].last_change("T", "n").actor.kind == "rest"  # type: ignore[union-attr]
+        assert one.replicas[room].last_change("S", "count").seq == 4  # type: ignore[union-attr]
+        assert reset().body == {"seq": 5}
+        assert (one.entries(room), page.refusals(), one.refusals()) == (4, [], [])
+        assert SECRET not in str(page.frames)
+        refused(reset({"states": ["Nothing"]}), 404, "no-such-state")
+        for bad in ({"states": "S"}, {"states": [1]}, ["S"], 5):
+            refused(reset(bad), 400, "malformed")
+    refused(ask(room_url(live, "rooms", f"{room}-nowhere") + "/reset", "POST", headers=live.headers), 404, "no-such-room")
 
 
 async def test_many_patches_at_once_are_ordered_and_all_there(live: LiveServer, room: str) -> None:

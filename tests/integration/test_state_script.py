@@ -976,7 +976,9 @@ def test_changes_say_where_they_come_from(here: Link, there: Link, server: LiveS
 def test_last_change_and_linked_from(here: Link, there: Link, token: str) -> None:
     before = time.time()
     one = here(Counter(), token)
-    assert one.last_change("count") is None
+    made = one.last_change("count")
+    assert made is not None
+    assert (made.seq, made.actor.id) == (1, one.linked_from[0].id)
     two = there(Counter(), token)
     two.count = 3
     assert one.wait_until(lambda: one.count == 3, 10)
@@ -986,6 +988,8 @@ def test_last_change_and_linked_from(here: Link, there: Link, token: str) -> Non
     assert before - 5 < last.at < time.time() + 5
     assert one.wait_until(lambda: len(one.linked_from) == 2, 10)
     assert last.actor.id in {member.id for member in one.linked_from}
+    # Who comes later is told the same.
+    assert there(Counter(), token).last_change("count") == last
     assert {(member.kind, member.state, member.states) for member in one.linked_from} == {("script", "live", ("Counter",))}
 
 

@@ -19,7 +19,6 @@ import msgspec
 import pytest
 
 from sharedwidgets.core import codec, delta
-from sharedwidgets.core import values as domain
 from sharedwidgets.core.codec import Frame
 from sharedwidgets.core.protocol import (
     PROTOCOL_VERSION,
@@ -330,7 +329,7 @@ class Shell:
             for effect, connection in window.effects:
                 self._perform(effect, connection)
             self._flush()
-            held = sum(domain.size(value) for state in self.room.states.values() for value in state.values.values())
+            held = sum(state.bytes for state in self.room.states.values())
             assert self.room.bytes == held, f"the room counts {self.room.bytes} bytes and holds {held}"
             return
         for _, item in window.inputs:

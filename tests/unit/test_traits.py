@@ -390,7 +390,7 @@ def test_traits_added_to_one_object_are_checked_like_those_of_a_class() -> None:
     assert "extra" in state.keys
     assert "_quiet" not in state.keys
     assert state._state_name() == "c"
-    assert state._wanted().values == {"x": 0, "extra": 5, "_quiet": 6}
+    assert {name: item.default for name, item in state._wanted().schema.items()} == {"x": 0, "extra": 5, "_quiet": 6}
     with pytest.raises(TypeError, match="hides"):
         state.add_traits(lock=t.Int())
     with pytest.raises(TypeError, match="no wire form"):
@@ -408,7 +408,8 @@ def test_defaults_are_those_of_a_fresh_object() -> None:
             return "made"
 
     state = Made(static=9, dynamic="mine", items=[])
-    assert state._wanted().values == {"static": 1, "dynamic": "made", "items": [1, 2]}
+    defaults = {name: item.default for name, item in state._wanted().schema.items()}
+    assert defaults == {"static": 1, "dynamic": "made", "items": [1, 2]}
 
 
 def test_a_default_without_wire_form_names_the_trait() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sharedwidgets.core import delta
-from sharedwidgets.core.delta import State, States
+from sharedwidgets.core.delta import States
 from sharedwidgets.core.room import Mark, RoomImage
 from sharedwidgets_server.stores import Batch, Store, check_follows
 
@@ -45,7 +45,7 @@ class MemoryStore(Store):
         held = held or _Held(batch.incarnation)
         # Only what the entries touch is copied, and put in place when all of them are applied.
         named = {op.state for entry in batch.entries for op in entry.ops}
-        trial = {name: State(dict(item.schema), dict(item.values)) for name, item in held.states.items() if name in named}
+        trial = {name: item.copy() for name, item in held.states.items() if name in named}
         for entry in batch.entries:
             delta.apply_entry(trial, entry)
         held.states.update(trial)

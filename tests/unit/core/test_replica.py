@@ -13,6 +13,7 @@ from sharedwidgets.core.protocol import (
     Entries,
     Entry,
     Inc,
+    LastChange,
     Member,
     Members,
     Nack,
@@ -26,7 +27,7 @@ from sharedwidgets.core.protocol import (
     StateImage,
     TraitSchema,
 )
-from sharedwidgets.core.replica import Change, LastChange, News, Replica
+from sharedwidgets.core.replica import Change, News, Replica
 from sharedwidgets.errors import InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait
 from support.build import ACTOR, NOW, SCHEMA, VALUES, define, entry, put
 
@@ -125,7 +126,7 @@ def test_a_remote_entry_shows_with_its_author() -> None:
         Change("S", "count", 0, 5, "remote", ACTOR, 2),
         Change("S", "title", "", "x", "remote", ACTOR, 2),
     ]
-    assert replica.last_change("S", "count") == LastChange(ACTOR, 2, NOW.wall)
+    assert replica.last_change("S", "count") == LastChange(actor=ACTOR, seq=2, at=NOW.wall)
     assert replica.last_change("S", "tags") is None
     assert not news.defined
 

@@ -43,7 +43,6 @@ from sharedwidgets.core.room import (
     Tell,
     problem,
 )
-from sharedwidgets.core.values import size
 from sharedwidgets.errors import InvalidValue, NoSuchTrait, RevisionMismatch, SharedWidgetsError
 from support.build import (
     NOW,
@@ -95,7 +94,7 @@ def reloaded(room: Room, *, epoch: str = "e2", **changed: Any) -> Room:
 
 
 def bytes_of(room: Room) -> int:
-    return sum(size(value) for state in room.states.values() for value in state.values.values())
+    return sum(state.bytes for state in room.states.values())
 
 
 # --- writing

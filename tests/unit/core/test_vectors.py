@@ -190,10 +190,14 @@ def test_apply(case: Case) -> None:
 def test_apply_entry(case: Case) -> None:
     images = msgspec.convert(values.unpack(case["states"], []), type=dict[str, StateImage])
     states: States = {name: State.from_image(image) for name, image in images.items()}
-    for entry in case["entries"]:
-        touched = delta.apply_entry(states, msgspec.convert(values.unpack(entry["entry"], []), type=Entry))
-        assert sorted(touched) == sorted((state, trait) for state, trait in entry["touched"])
-    after = {name: state.image() for name, state in states.items()}
+    last: dict[tuple[str, str], int] = {}
+    for step in case["entries"]:
+        entry = msgspec.convert(values.unpack(step["entry"], []), type=Entry)
+        touched = delta.apply_entry(states, entry)
+        assert sorted(touched) == sorted((state, trait) for state, trait in step["touched"])
+        last.update(dict.fromkeys(step["touched"], entry.seq))
+    assert {(name, trait): item.seq for name, state in states.items() for trait, item in state.last.items()} == last
+    after = {name: msgspec.structs.replace(state.image(), last={}) for name, state in states.items()}
     assert msgspec.to_builtins(after) == msgspec.to_builtins(msgspec.convert(case["after"], type=dict[str, StateImage]))
 
 
