@@ -155,6 +155,8 @@ class Bridge:
         self._writing = 0
         # While grouping: what each trait showed before its first write in the group, and those said again unchanged.
         self._group: dict[str, Value] | None = None
+        # Whose writes a transaction takes; None: everybody's, as in a hold of traitlets.
+        self._group_owner: tuple[int, int] | None = None
         self._said_again: set[str] = set()
         self._warned: set[str] = set()
         self._local = threading.local()
@@ -182,18 +184,21 @@ class Bridge:
         self._local.wrote = True
         with self._lock:
             before = self._shown[trait].value
-            if self._group is not None:
+            if self._group is not None and self._in_group():
                 self._group.setdefault(trait, before)
                 self._shown[trait] = Shown(value, UNSEEN)
                 return []
         return self._send(trait, raw, before, value)
+
+    def _in_group(self) -> bool:
+        return self._group_owner in (None, host.owner())
 
     def write_again(self, trait: str, raw: Any) -> list[Callable[[], None]]:
         """The shown object was assigned once more: a write when the room has moved on under it (H1), or it was changed."""
         value = self.check(trait, raw)
         with self._lock:
             before = self._shown[trait].value
-            if self._group is not None:
+            if self._group is not None and self._in_group():
                 if same(before, value):
                     self._said_again.add(trait)
                 else:
@@ -270,7 +275,9 @@ class Bridge:
                 self._show_late()
 
     @contextmanager
-    def grouping(self, undone_by: type[BaseException] | tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    def grouping(
+        self, undone_by: type[BaseException] | tuple[type[BaseException], ...] = (), *, owned: bool = False
+    ) -> Iterator[None]:
         """The writes made meanwhile are one entry.
 
         Parameters
@@ -278,12 +285,21 @@ class Bridge:
         undone_by : exception class or tuple of them
             After which the owner puts back what was assigned, and nothing is sent: any for a transaction, `TraitError` for
             traitlets' hold. After others what was assigned is sent all the same.
+        owned : bool
+            Whether only the writes of this thread or task belong to it.
         """
+        with self._lock:
+            mine = self._group is None or self._in_group()
+        if not mine:
+            # Another thread's transaction is open: what this one writes goes by itself.
+            yield
+            return
         with self._lock:
             outer = self._group
             again, shown = set(self._said_again), dict(self._shown)
             if outer is None:
                 self._group = {}
+                self._group_owner = host.owner() if owned else None
             else:
                 self._group = dict(outer)
         try:

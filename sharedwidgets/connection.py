@@ -84,8 +84,10 @@ FIRST_DELAY, BASE_DELAY, MAX_DELAY = 0.1, 0.25, 10.0
 OVERLOAD_SECONDS = 30.0
 EXIT_SECONDS = 2.0
 CONNECT_SECONDS = 5.0
-# Room for the other fields of a frame that holds the largest value the server may send.
-FRAME_CEILING = 80 << 20
+# What a message may be before the welcome says how much a room holds.
+WELCOME_BYTES = 1 << 20
+# A room is measured by about what its values take; JSON may write six bytes for one of text.
+WIRE_RATIO = 6
 # A connection that held so long is taken for good: the next failure starts with the short delays.
 HEALTHY_SECONDS = 5.0
 
@@ -182,6 +184,7 @@ class Connection:
         self._heard = 0.0
         self._said: SharedWidgetsError | None = None
         self._retry_now = False
+        self._not_before = 0.0
         self._awake = False
         self._member: tuple[str, str] | None = None
         self._loop = asyncio.new_event_loop()
@@ -358,6 +361,14 @@ class Connection:
 
     def _check_size(self, room: str, ops: Sequence[Op]) -> None:
         """A push the server could only refuse by hanging up would be sent again for ever: it is refused here."""
+        if len(ops) > self.limits.push_ops:
+            raise TooLarge(
+                f"{len(ops)} writes in one transaction or hold; one may have {self.limits.push_ops}: make several",
+                room=room,
+                state=ops[0].state,
+                path=ops[0].path,
+                expected=f"≤ {self.limits.push_ops} ops",
+            )
         try:
             delta.check_ops(ops, self.limits.op_bytes)
         except TooLarge as error:
@@ -526,6 +537,7 @@ class Connection:
     async def _live(self) -> None:
         # Loaded here, on the thread that needs it: a third of what importing this library would cost otherwise.
         from tornado.httpclient import HTTPClientError
+        from tornado.websocket import WebSocketError
 
         failures = 0
         while self.state != "closed":
@@ -533,16 +545,24 @@ class Connection:
             began = self._loop.time()
             try:
                 socket = await self._open_socket()
-            except (OSError, ValueError, HTTPClientError, RuntimeError) as error:
+            except (OSError, ValueError, HTTPClientError, WebSocketError, RuntimeError) as error:
                 # RuntimeError: the interpreter is on its way out and lends no thread to look up a name.
                 self._offline(self._explained(error))
             else:
-                self._offline(await self._converse(socket))
+                self._offline(await self._talked(socket))
                 if self._loop.time() - began > HEALTHY_SECONDS:
                     failures = 0
             await self._pause(failures)
             failures += 1
             self.address = discovery.again(self.address)
+
+    async def _talked(self, socket: WebSocketClientConnection) -> SharedWidgetsError | None:
+        """Talk until the socket closes; a bug of ours ends this conversation, and never the thread."""
+        try:
+            return await self._converse(socket)
+        except Exception as error:
+            log.exception("the conversation with %s failed", self.address.url)
+            return SharedWidgetsError(f"the conversation with {self.address.url} failed: {error}")
 
     async def _needed(self) -> None:
         """Nobody is asked for ever on behalf of nobody: wait for somebody to want a room."""
@@ -570,7 +590,8 @@ class Connection:
         socket = await websocket_connect(
             request,
             subprotocols=[SUBPROTOCOL],
-            max_message_size=FRAME_CEILING,
+            # Checked by us, as soon as the welcome has said how much there may be.
+            max_message_size=1 << 31,
             # The default one asks a pool of threads, which refuses once the main thread has ended; other threads may go on.
             resolver=BlockingResolver(),
         )
@@ -584,13 +605,16 @@ class Connection:
         self._said = None
         writer = self._loop.create_task(self._write(socket))
         watcher = self._loop.create_task(self._watch(socket))
-        assembler = codec.Assembler(FRAME_CEILING)
+        assembler = codec.Assembler(WELCOME_BYTES)
+        writer.add_done_callback(lambda done: self._hang_up(socket, done))
         try:
             while True:
                 frame = await socket.read_message()
                 if frame is None:
                     break
                 self._heard = self._loop.time()
+                if self.welcome is not None:
+                    assembler.limit = WIRE_RATIO * self.limits.room_bytes + WELCOME_BYTES
                 whole = assembler.feed(frame)
                 # After `close` the writer ends the conversation, behind its last word: what comes until then is not heard.
                 if whole is not None and self.state != "closed":
@@ -606,6 +630,12 @@ class Connection:
                 for session in self._sessions.values():
                     session.replica.disconnected()
         return self._said
+
+    def _hang_up(self, socket: WebSocketClientConnection, writer: asyncio.Task[None]) -> None:
+        """Nothing will be said any more: a conversation of which only one half goes on would look alive for ever."""
+        if not writer.cancelled() and writer.exception() is not None:
+            log.error("nothing can be said to %s any more", self.address.url, exc_info=writer.exception())
+            socket.close()
 
     async def _write(self, socket: WebSocketClientConnection) -> None:
         """Everything that goes out, in order: hello, requests, pushes, and a leave behind the pushes."""
@@ -706,6 +736,7 @@ class Connection:
                 self._failure(message)
             case Bye(room=None):
                 self._said = from_code(message.problem.code, message.problem.message)
+                self._not_before = self._loop.time() + (message.retry_after or 0.0)
                 if self._member is None and isinstance(self._said, Forbidden):
                     # The welcome was lost with its socket: the server holds this boot for a member it made then.
                     self.boot = uuid.uuid4().hex
@@ -813,7 +844,19 @@ class Connection:
             news = session.replica.abandon(message.problem)
             news.ended = session.ended = message.problem
             listeners = [*session.listeners]
+            doomed = {number: item for number, item in self._requests.items() if item.session is session}
+            for number in doomed:
+                del self._requests[number]
+            if doomed:
+                # A late answer may make and join another room, on behalf of nobody (H31).
+                self._control.append(Leave(room=session.room))
+            waiting = [*doomed.values(), *(item for _, item in session.answered)]
+            session.answered = []
             self.changed.notify_all()
+        for request in waiting:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(from_code(message.problem.code, message.problem.message, room=session.room))
+        self._wake.set()
         for listener in listeners:
             listener(news)
 
@@ -840,7 +883,7 @@ class Connection:
     async def _pause(self, failures: int) -> None:
         """0–100 ms first, then 250 ms doubled up to 10 s, with full jitter; asking for a join cuts it short."""
         ceiling = MAX_DELAY if self.reason is not None and _is_final(self.reason) else longest_pause(failures)
-        until = self._loop.time() + random.uniform(ceiling / 2 if failures else 0, ceiling)
+        until = max(self._loop.time(), self._not_before) + random.uniform(ceiling / 2 if failures else 0, ceiling)
         while self.state != "closed" and not self._retry_now and self._loop.time() < until:
             self._wake.clear()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
@@ -867,11 +910,18 @@ class Connection:
                 return
 
     def _explained(self, error: Exception) -> SharedWidgetsError:
+        from tornado.websocket import WebSocketError
+
         where, code = self.address.url, getattr(error, "code", None)
         if code in (401, 403):
-            return ServerRefused(f"{where} refused this credential ({code}). {discovery.HOW}")
-        if code in (302, 404, 405):
-            return ServerRefused(f"{where} has no sharedwidgets extension (HTTP {code}). {discovery.HOW}")
+            said = "refused this credential" if self.address.credential else "asks for a credential"
+            return ServerRefused(f"{where} {said} (HTTP {code}). {discovery.CREDENTIALS}")
+        if code in (302, 404, 405) or isinstance(error, WebSocketError):
+            http = f" (HTTP {code})" if code else ""
+            return ServerRefused(
+                f"{where} answers, but not as a sharedwidgets server{http}: it is no base URL of a Jupyter server, or has no "
+                f"extension, or something in between is in the way. {discovery.HOW}"
+            )
         return ServerNotFound(f"{where} cannot be reached: {error}. {discovery.HOW}")
 
 

@@ -15,6 +15,8 @@ URL, CREDENTIAL, SERVER = "SHAREDWIDGETS_URL", "SHAREDWIDGETS_CREDENTIAL", "SHAR
 
 # How the extension's scoped secret begins; anything else is an ordinary Jupyter token.
 _SCOPED = "sw1-"
+# What to do when a server answers and does not let in.
+CREDENTIALS = f"Give credential= or set {CREDENTIAL}; the token of the Jupyter server will do."
 # What to do when no server answers.
 HOW = (
     "Install sharedwidgets in the environment of the Jupyter server and restart it (`jupyter server extension list` must show "
@@ -81,12 +83,13 @@ def find(server: str | None = None, credential: str | None = None, environ: Mapp
     """
     environ = os.environ if environ is None else environ
     told = environ.get(URL)
+    known = {address.url: address for address in _running()} if server or told else {}
     if server and _plain(server) != _plain(told or ""):
         # A credential from the environment belongs to the server in the environment, and is not shown to another one.
-        return Address(_checked(server), _sendable(credential or ""))
+        return _with(known, _checked(server), credential, None)
     if told:
-        own = credential if credential is not None else environ.get(CREDENTIAL, "")
-        return Address(_checked(told), _sendable(own), environ.get(SERVER))
+        own = credential if credential is not None else environ.get(CREDENTIAL)
+        return _with(known, _checked(told), own, environ.get(SERVER))
     running = _running()
     if len(running) == 1:
         return running[0] if credential is None else replace(running[0], credential=_sendable(credential))
@@ -94,6 +97,13 @@ def find(server: str | None = None, credential: str | None = None, environ: Mapp
         raise ServerNotFound(f"No Jupyter server with the sharedwidgets extension was found. {HOW}")
     names = ", ".join(address.url for address in running)
     raise ServerNotFound(f"Several Jupyter servers run here ({names}); say which with server=, or set {URL}.")
+
+
+def _with(known: Mapping[str, Address], url: str, credential: str | None, server: str | None) -> Address:
+    """The server at a URL; without a credential the one it left on this machine, for those who may read it."""
+    if credential is None and url in known:
+        return known[url]
+    return Address(url, _sendable(credential or ""), server)
 
 
 def again(address: Address) -> Address:
@@ -110,9 +120,9 @@ def _running() -> list[Address]:
     for path in sorted(Path(jupyter_runtime_dir()).glob("sharedwidgets-*.json")):
         try:
             facts = json.loads(path.read_text())
-            address = Address(_checked(facts["url"]), facts["credential"], facts["server"])
+            address = Address(_checked(str(facts["url"])), _sendable(str(facts["credential"])), str(facts["server"]))
             os.kill(int(facts["pid"]), 0)
-        except (OSError, ValueError, KeyError, TypeError, ServerNotFound):
+        except (OSError, OverflowError, ValueError, KeyError, TypeError, ServerNotFound):
             # Left behind by a server that was killed, or being written right now: not a server to talk to.
             continue
         found[address.url] = address
@@ -122,7 +132,8 @@ def _running() -> list[Address]:
 def _checked(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ServerNotFound(f"{url!r} is no base URL of a server; give one such as 'http://localhost:8888/'")
+        shown = _plain(url) if parts.netloc else parts.path
+        raise ServerNotFound(f"{shown!r} is no base URL of a server; give one such as 'http://localhost:8888/'")
     return _plain(url)
 
 
@@ -133,5 +144,7 @@ def _sendable(credential: str) -> str:
 
 
 def _plain(url: str) -> str:
+    """A base URL without what may be secret: a token in its query, or a user and password before the host."""
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/", query="", fragment=""))
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=netloc, path=parts.path.rstrip("/") + "/", query="", fragment=""))

@@ -61,10 +61,21 @@ def after_each_cell(task: Callable[..., None]) -> bool:
     return True
 
 
+def owner() -> tuple[int, int]:
+    """Who runs here: a thread, or a task of its loop. Each of them has transactions of its own."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident(), 0 if task is None else id(task)
+
+
 def title() -> str:
     """What a person would call this process: its notebook or script."""
     path = os.environ.get("JPY_SESSION_NAME") or (sys.argv[0] if running_kernel() is None else "")
-    return os.path.basename(path) or f"process {os.getpid()}"
+    name = os.path.basename(path) or f"process {os.getpid()}"
+    # A file name may be bytes that are no text, and longer than a name may be.
+    return name.encode("utf-8", "replace").decode()[:256]
 
 
 def main_loop() -> asyncio.AbstractEventLoop | None:

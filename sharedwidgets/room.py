@@ -11,15 +11,16 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from sharedwidgets import discovery
+from sharedwidgets import discovery, host
 from sharedwidgets.connection import Connection, LinkState, Session, Wanted, shared
 from sharedwidgets.core import delta
 from sharedwidgets.core import schema as schemas
+from sharedwidgets.core.delta import MAX_NAME
 from sharedwidgets.core.protocol import Append, Inc, LastChange, Member, Op, Set
 from sharedwidgets.core.replica import Change, News, Refused
-from sharedwidgets.core.values import Value, normalise
+from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
-from sharedwidgets.errors import Closed, NoSuchState, SharedWidgetsError, from_code
+from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, from_code
 
 log = logging.getLogger("sharedwidgets")
 
@@ -92,7 +93,8 @@ class Room(Mapping[str, "RoomState"]):
         self._on_refused: _Callbacks = []
         self._ended: SharedWidgetsError | None = None
         self._closed = False
-        self._grouped: threading.local = threading.local()
+        # The ops of open transactions, by the thread or task that opened them.
+        self._groups: dict[tuple[int, int], list[Op]] = {}
         self._delivery = Delivery(self._deliver, delivery)
         with self._connection.lock:
             session.listeners.append(self._hear)
@@ -149,24 +151,25 @@ class Room(Mapping[str, "RoomState"]):
         InvalidValue, Forbidden, LinkTimeout
         """
         self._check_open()
+        if not 0 < len(text(state)) <= MAX_NAME:
+            raise InvalidValue(f"the name of a state has 1 to {MAX_NAME} characters, not {len(state)}", room=self.token)
         wanted = Wanted({trait: schemas.kind_of(normalise(value)) for trait, value in defaults.items()})
         self._connection.join(self._session, state, wanted, timeout)
         return self[state]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make the writes of this thread to this room one entry: all or nothing, and nothing at all on an exception."""
+        """Make the writes of this thread or task to this room one entry: all or nothing, and nothing at all on an exception."""
         self._check_open()
-        outer: list[Op] | None = getattr(self._grouped, "ops", None)
-        if outer is not None:
+        me = host.owner()
+        if me in self._groups:
             yield
             return
-        ops: list[Op] = []
-        self._grouped.ops = ops
+        ops = self._groups[me] = []
         try:
             yield
         finally:
-            self._grouped.ops = None
+            del self._groups[me]
         if ops:
             self._send(ops, group=True)
 
@@ -244,7 +247,7 @@ class Room(Mapping[str, "RoomState"]):
 
     def _write(self, ops: list[Op]) -> None:
         """Send ops, or keep them for the transaction of this thread."""
-        grouped: list[Op] | None = getattr(self._grouped, "ops", None)
+        grouped = self._groups.get(host.owner())
         if grouped is None:
             self._send(ops, group=len(ops) > 1)
         else:
@@ -258,7 +261,7 @@ class Room(Mapping[str, "RoomState"]):
     def _read(self, state: str, trait: str) -> Value:
         with self._connection.lock:
             value = self._session.replica.value(state, trait)
-        for op in getattr(self._grouped, "ops", None) or ():
+        for op in self._groups.get(host.owner(), ()):
             if (op.state, op.path[0]) == (state, trait):
                 value = delta.apply(value, op)
         return value
@@ -327,6 +330,8 @@ class Room(Mapping[str, "RoomState"]):
 class RoomState(Mapping[str, Value]):
     """One state of a room as a dict of its traits; what is read is always the newest.
 
+    Traits are items, not attributes: ``state["count"] = 3``.
+
     Parameters
     ----------
     room : Room
@@ -334,6 +339,9 @@ class RoomState(Mapping[str, Value]):
     name : str
         The state's name.
     """
+
+    # An attribute of a mistyped name would be a write that nobody hears of.
+    __slots__ = ("_name", "_room")
 
     def __init__(self, room: Room, name: str) -> None:
         self._room = room

@@ -19,7 +19,7 @@ import traitlets as t
 from anywidget import AnyWidget
 from traitlets.utils.bunch import Bunch
 
-from sharedwidgets import bundle, cells, discovery
+from sharedwidgets import bundle, cells, discovery, host
 from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, shared
 from sharedwidgets.core.protocol import LastChange, Member, Problem, TraitSchema
@@ -130,7 +130,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         self._private: dict[str, Any] = {}
         self._handle: Room | None = None
         self._waiting: threading.Event | None = None
-        self._in_transaction = False
+        self._in_transaction: tuple[int, int] | None = None
         super().__init__(_view_esm=bundle.source(self._view_source), **traits)
         self.on_msg(send_module)
         self._say_link()
@@ -240,9 +240,15 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
         Observers hear at the end, of final values only.
         """
-        if self._in_transaction:
+        me = host.owner()
+        if self._in_transaction == me:
             yield
             return
+        if self._in_transaction is not None:
+            raise RuntimeError(
+                f"another thread or task has a transaction of this {self._class_name()} open; wait for it, or use an object of "
+                "the same class per thread"
+            )
         # What was there before: a hold around the transaction keeps its own way of notifying, and validates at its own end.
         values, holder, validated_later = (
             dict(self._trait_values),
@@ -252,19 +258,22 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         held: dict[str, Bunch] = {}
 
         def hold(change: Bunch) -> None:
-            if change.type == "change":
+            if host.owner() != me:
+                # Another thread's write is none of this transaction's, and stays when it is undone.
+                type(self).notify_change(self, change)
+            elif change.type == "change":
                 held.setdefault(change.name, change)["new"] = change.new
 
         with ExitStack() as still:
             if self._bridge is not None:
                 still.enter_context(self._bridge.holding())
-            self._in_transaction = True
+            self._in_transaction = me
             self.notify_change = hold  # type: ignore[method-assign]
             self._cross_validation_lock = True
             try:
                 with ExitStack() as sending:
                     if self._bridge is not None:
-                        sending.enter_context(self._bridge.grouping(undone_by=BaseException))
+                        sending.enter_context(self._bridge.grouping(undone_by=BaseException, owned=True))
                     yield
                     for name in [] if validated_later else list(held):
                         setattr(self, name, getattr(type(self), name)._cross_validate(self, getattr(self, name)))
@@ -278,7 +287,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
                 raise
             finally:
                 self._cross_validation_lock = validated_later
-                self._in_transaction = False
+                self._in_transaction = None
                 if holder is None:
                     del self.notify_change
                 else:
@@ -346,7 +355,11 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         came: asyncio.Future[Bunch] = loop.create_future()
 
         def hear(change: Bunch) -> None:
-            loop.call_soon_threadsafe(_settle, came, change)
+            try:
+                loop.call_soon_threadsafe(_settle, came, change)
+            except RuntimeError:
+                # The loop is closed, and nobody awaits this any more.
+                self.unobserve(hear, names=watched)
 
         watched = list(names) or sorted(self._shared())
         self.observe(hear, names=watched)
@@ -393,7 +406,9 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         try:
             then = bridge.write(name, new_value, bridge.check(name, new_value))
         except BaseException:
-            self._trait_values[name] = old_value
+            # Unless another thread has put something newer in meanwhile.
+            if self._trait_values.get(name) is new_value:
+                self._trait_values[name] = old_value
             raise
         try:
             # Unless something newer was shown and told already, on another thread: the last event must be of the last value.
@@ -579,7 +594,11 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
             raise RuntimeError(f"{verb} outside of a transaction or hold: what was assigned in it has no room yet")
 
     def _grouping(self) -> bool:
-        return self._cross_validation_lock or self._in_transaction or (self._bridge is not None and self._bridge.grouped)
+        return (
+            self._cross_validation_lock
+            or self._in_transaction is not None
+            or (self._bridge is not None and self._bridge.grouped)
+        )
 
     def _wanted(self) -> Wanted:
         """What the room needs to make the state: schemas and class defaults, ``@default`` methods included."""

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { apply, applyEntry, compress, diff, fromImage, type States } from "./delta";
+import { apply, applyEntry, compress, diff, fromImage, MOST_KEYS, type States } from "./delta";
 import type { Entry, EntryOp, Op, Set as SetOp, StateImage } from "./protocol";
 import { parseDownstream, parseUpstream } from "./protocol";
 import { same, unpack, type Value } from "./values";
@@ -82,4 +82,14 @@ describe("applying never changes a value in place", () => {
     if (op.op !== "define") apply(value, op);
     expect(value).toEqual({ list: [1, 2, 3], bytes: Uint8Array.of(1, 2, 3), text: "abc", deep: { a: {} } });
   });
+});
+
+test.each([
+  [MOST_KEYS, MOST_KEYS],
+  [MOST_KEYS + 1, 1],
+])("a dict that changes in %i keys is %i ops", (keys, many) => {
+  const value = Object.fromEntries(Array.from({ length: keys }, (_, number) => [String(number), number]));
+  const ops = diff("S", "t", "dict", {}, value);
+  expect(ops).toHaveLength(many);
+  expect(same(ops.reduce(apply, {}), value)).toBe(true);
 });

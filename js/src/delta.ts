@@ -19,6 +19,8 @@ import { emptyDict, getKey, isDict, isList, same, size, type Value, wholeNumber 
 
 // A splice must save at least this many bytes over the whole value, or it is not worth its base revision.
 export const SPLICE_SAVES = 256;
+// Keys of a dict that may change one by one in one assignment; with more of them the dict is set whole.
+export const MOST_KEYS = 200;
 
 /** One state of a room: what its traits may hold, what they hold, and who changed them last. */
 export interface State {
@@ -92,11 +94,13 @@ export function traitOf(op: Op): string {
 
 /**
  * The ops that lead from the value an author saw to the one it assigned.
- * Only a trait declared as a dict is compared key by key; any other value is atomic.
+ * Only a trait declared as a dict is compared key by key; any other value is atomic, and so is a dict that differs in more than
+ * `MOST_KEYS` keys: one push could not hold them.
  */
 export function diff(state: string, trait: string, kind: TraitKind, shown: Value, value: Value): Op[] {
   if (same(shown, value)) return [];
-  if (kind !== "dict" || !isDict(shown) || !isDict(value)) return [{ op: "set", state, path: [trait], value, if_rev: null }];
+  const whole: Op[] = [{ op: "set", state, path: [trait], value, if_rev: null }];
+  if (kind !== "dict" || !isDict(shown) || !isDict(value)) return whole;
   const ops: Op[] = [];
   for (const key of Object.keys(shown)) {
     if (!Object.hasOwn(value, key)) ops.push({ op: "delete", state, path: [trait, key] });
@@ -105,7 +109,7 @@ export function diff(state: string, trait: string, kind: TraitKind, shown: Value
     const held = getKey(shown, key);
     if (held === undefined || !same(held, item)) ops.push({ op: "set", state, path: [trait, key], value: item, if_rev: null });
   }
-  return ops;
+  return ops.length <= MOST_KEYS ? ops : whole;
 }
 
 /** A `Set` as a `Splice` against `base` at revision `rev`, where that saves enough bytes. */

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { FakeHost, from, PLACE, person, problem, Server, trait, turns, welcome } from "../test/world";
-import { InvalidToken, InvalidValue } from "./errors";
+import { InvalidToken, InvalidValue, TooLarge } from "./errors";
 import type { Downstream, Join, Resume, Upstream } from "./protocol";
 import { explain, type PageRoom, Rooms, type Told } from "./rooms";
 import { emptyDict, type Value } from "./values";
@@ -169,6 +169,16 @@ describe("coming and going", () => {
     host.socket.accept();
     host.socket.deliver(welcome());
     expect(await said(host)).toMatchObject([{ type: "hello", rooms: [] }]);
+  });
+
+  test("what is too large for one push is refused at its author, offline too: it would be sent again for ever", async () => {
+    const { host, room } = await inRoom();
+    const huge = "x".repeat(9 << 20);
+    const assign = () => room.assign("S", "x", null, huge);
+    expect(assign).toThrow(TooLarge);
+    host.socket.drop();
+    expect(assign).toThrow(TooLarge);
+    expect(room.replica.undecided).toBe(0);
   });
 
   test("an illegal token is refused before anything is sent", async () => {

@@ -20,6 +20,8 @@ import { checkToken, size, type Value } from "./values";
 
 // A server reads no more than 64 KiB of one it does not know yet.
 const HELLO_ROOM_BYTES = 48 << 10;
+// What one push may have, until a server has said so.
+const DEFAULT_PUSH_BYTES = 8 << 20;
 
 /** What a view hears of: news from the room, a state of the link, or the end of the room. */
 export type Told =
@@ -89,6 +91,7 @@ export class PageRoom {
 export class Rooms implements Speaker {
   private readonly open = new Map<string, PageRoom>();
   private readonly control: Upstream[] = [];
+  private lastPushBytes = DEFAULT_PUSH_BYTES;
   private readonly requests = new Map<number, string>();
   private nextId = 1;
   private readonly connection: Connection | null;
@@ -126,13 +129,18 @@ export class Rooms implements Speaker {
 
   /** A push the server could only refuse by hanging up would be sent again for ever: it is refused here. */
   checkSize(room: string, ops: readonly Op[]): void {
-    if (this.link.kind !== "live") return;
-    const limit = this.link.welcome.limits.push_bytes;
+    // Offline by the last numbers known: what is too large would be sent again after each reconnect, for ever.
+    const limit = this.pushBytes();
     const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, depth: 0 });
     // UTF-8 has at most three bytes for a UTF-16 unit.
     if (frame.length * 3 > limit && fragments(frame, limit).length > 1) {
       throw new TooLarge(`these writes are larger than the ${limit} bytes of one push`, { room, expected: `≤ ${limit} bytes` });
     }
+  }
+
+  private pushBytes(): number {
+    if (this.link.kind === "live") this.lastPushBytes = this.link.welcome.limits.push_bytes;
+    return this.lastPushBytes;
   }
 
   wake(): void {

@@ -36,6 +36,7 @@ class SharedWidgetsApp(ExtensionApp):
     name = "sharedwidgets"
     description = "Shared state for kernels and pages: rooms, links and presence."
     load_other_extensions = True
+    manager: RoomManager | None = None
     # The page module, under the hash of its content; the same files the library's widgets name.
     static_paths = [str(resources.files("sharedwidgets") / "static")]  # noqa: RUF012 - a traitlets default
 
@@ -83,7 +84,8 @@ class SharedWidgetsApp(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         """Add the routes, and tell kernels; the port may change yet, so they are told again at start."""
-        self.handlers.extend(make_routes(self.manager, self.keys, getpass.getuser(), distribution_version("sharedwidgets")))
+        assert self.manager is not None
+        self.handlers.extend(make_routes(self.manager, self.keys, _owner(), distribution_version("sharedwidgets")))
         self._tell_kernels()
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
@@ -93,6 +95,9 @@ class SharedWidgetsApp(ExtensionApp):
     async def stop_extension(self) -> None:
         """Say goodbye to clients, and take back what was left for them."""
         self._runtime_file().unlink(missing_ok=True)
+        if self.manager is None:
+            # It never came up, a wrong setting for example; the server must be able to stop all the same.
+            return
         if os.environ.get(SERVER) == self.keys.server_id:
             for name in (URL, CREDENTIAL, SERVER):
                 os.environ.pop(name, None)
@@ -140,3 +145,11 @@ class SharedWidgetsApp(ExtensionApp):
     def _server(self) -> Any:
         assert self.serverapp is not None
         return self.serverapp
+
+
+def _owner() -> str:
+    """The name of the user this server runs as; a container may run as one that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}" if hasattr(os, "getuid") else "owner"

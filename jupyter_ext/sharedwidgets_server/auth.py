@@ -66,6 +66,9 @@ class Keys:
                 draft.replace(path)
         except FileExistsError:
             pass  # another server that starts right now was first
+        except OSError:
+            # A file system without links: of servers that start together the last one's key stays.
+            draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
         return cls(path.read_bytes())

@@ -47,6 +47,8 @@ from sharedwidgets.core.room import (
     Author,
     Detach,
     Effect,
+    Forget,
+    Mark,
     Now,
     Record,
     Room,
@@ -78,6 +80,10 @@ BACKLOG = 1000
 SLOW_SECONDS = 0.05
 STORE_RETRY_SECONDS = 5.0
 STORE_TRIES = 3
+# Joins and resumes of one connection that may be under way; it is read no further until one of them is answered.
+MOST_ASKED = 16
+# The loop was held up when a pause took so many seconds more than it should.
+STALL_SECONDS = 0.5
 # A process that ends closes its sockets a moment before it can be seen to be dead; then one look a second is enough.
 FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 0.02, 1.0
 # Seconds a server that stops waits for its words of farewell to be read.
@@ -93,6 +99,8 @@ class Connection:
     outbox: Outbox
     close: Callable[[], None]
     process: Process | None = None
+    # Joins and resumes under way; each may be answered with a whole room.
+    asking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST_ASKED))
     heard: float = 0.0
     pinged: float = 0.0
 
@@ -102,6 +110,8 @@ class _FromClient:
     author: Author
     message: Join | Leave | Resume | Push
     generation: int
+    # Told when it has been decided, or never will be.
+    over: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,8 @@ class _Look:
 @dataclass(frozen=True)
 class _Delete:
     answer: asyncio.Future[None]
+    # Only when nobody has come in meanwhile.
+    if_idle: bool = False
 
 
 _Input: TypeAlias = _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Look | _Delete
@@ -203,7 +215,9 @@ class RoomManager:
     ) -> None:
         self.store = store
         self.limits = limits
-        self.clock = clock
+        self._clock = clock
+        # Seconds the loop was held up: nobody could be heard meanwhile, and no deadline runs (H26).
+        self._stalled = 0.0
         self.wall = wall
         self.registry = Registry(limits.rooms, room_ttl)
         self.connections: dict[str, Connection] = {}
@@ -213,6 +227,10 @@ class RoomManager:
         self._timer: asyncio.Task[None] | None = None
         self._watches: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
+
+    def clock(self) -> float:
+        """Monotonic seconds, less those in which this server heard nobody."""
+        return self._clock() - self._stalled
 
     def start(self) -> None:
         """Begin to keep time; needs a running loop."""
@@ -260,7 +278,7 @@ class RoomManager:
 
     def greet(self, connection: Connection, hello: Hello) -> None:
         """After the welcome: the rooms the boot held before."""
-        for resume in hello.rooms:
+        for resume in {resume.room: resume for resume in hello.rooms}.values():
             self._enter(connection, resume.room, resume)
 
     async def receive(self, connection: Connection, message: Upstream) -> None:
@@ -270,7 +288,8 @@ class RoomManager:
             return
         match message:
             case Join() | Resume():
-                self._enter(connection, message.room, message)
+                await connection.asking.acquire()
+                self._enter(connection, message.room, message, connection.asking.release)
             case Leave():
                 if message.room in self._queues:
                     self._queues[message.room].put(_FromClient(author, message, connection.generation))
@@ -332,15 +351,18 @@ class RoomManager:
         if self.registry.current(boot, connection.generation):
             self._queue(token).put(_CatchUp(boot))
 
-    def _enter(self, connection: Connection, token: str, message: Join | Resume) -> None:
+    def _enter(
+        self, connection: Connection, token: str, message: Join | Resume, over: Callable[[], None] = lambda: None
+    ) -> None:
         request = message.id if isinstance(message, Join) else None
         try:
             check_token(token)
             self.registry.enter(connection.author.boot, token)
         except (InvalidToken, TooManyRooms) as error:
             connection.outbox.control(Failure(id=request, room=token, problem=problem(error)))
+            over()
             return
-        self._queue(token).put(_FromClient(connection.author, message, connection.generation))
+        self._queue(token).put(_FromClient(connection.author, message, connection.generation, over))
 
     # --- requests from outside
 
@@ -444,16 +466,17 @@ class RoomManager:
 
     async def _keep_time(self) -> None:
         while True:
-            await asyncio.sleep(min(1.0, self.limits.away_seconds / 4, self.limits.heartbeat_seconds / 4))
+            pause = min(1.0, self.limits.away_seconds / 4, self.limits.heartbeat_seconds / 4)
+            began = time.monotonic()
+            await asyncio.sleep(pause)
+            late = time.monotonic() - began - pause
+            if late > STALL_SECONDS:
+                self._stalled += late
             now = self.clock()
             for queue in list(self._queues.values()):
                 queue.look_at_clock(now)
-            # All are let go before the first is waited for: whoever joins meanwhile gets a room of its own.
-            expired = self.registry.expired(now)
-            for token in expired:
-                self._let_go(token)
-            for token in expired:
-                await self._forget(token)
+            for token in self.registry.expired(now):
+                self._expire(token)
             for connection in list(self.connections.values()):
                 self._heartbeat(connection, now)
 
@@ -462,12 +485,16 @@ class RoomManager:
         if queue is not None:
             queue.stop(NoSuchRoom(f"there is no room {token!r} any more", room=token))
 
-    async def _forget(self, token: str) -> None:
-        try:
-            await self.store.delete(token)
-        except Exception:
-            log.exception("the store could not delete %r; it is tried again later", token)
-            self.registry.emptied(token, self.clock())
+    def _expire(self, token: str) -> None:
+        """End a room nobody is in, by its own queue: whoever joins before the store is done comes after it, or in time."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue(token).put(_Delete(answer, if_idle=True))
+
+        def look(done: asyncio.Future[None]) -> None:
+            if not done.cancelled() and isinstance(done.exception(), StoreFailed):
+                self.registry.emptied(token, self.clock())
+
+        answer.add_done_callback(look)
 
     def _heartbeat(self, connection: Connection, now: float) -> None:
         silent = now - connection.heard
@@ -525,6 +552,8 @@ class RoomQueue:
         self._task.cancel()
         for item in (*self._window, *self._inputs):
             match item:
+                case _FromClient():
+                    item.over()
                 case _Request(ticket=ticket) | _Reset(ticket=ticket):
                     self._manager.answer(ticket, why)
                 case _Look(answer=answer) if not answer.done():
@@ -569,6 +598,9 @@ class RoomQueue:
                     for effect in effects:
                         self._perform(room, effect)
                     self._flush(room)
+                    for item in batch:
+                        if isinstance(item, _FromClient):
+                            item.over()
                 else:
                     room = await self._recover(room, batch, effects)
                 if isinstance(last, _Delete):
@@ -620,7 +652,12 @@ class RoomQueue:
     async def _append(self, room: Room, effects: Sequence[Effect | _Show | _Speaks]) -> bool:
         """Write down what was decided; whether the store did."""
         entries = [item.entry for item in effects if isinstance(item, Record) and item.entry is not None]
-        marks = {item.boot: item.mark for item in effects if isinstance(item, Record) and item.boot and item.mark}
+        marks: dict[str, Mark | None] = {}
+        for item in effects:
+            if isinstance(item, Record) and item.boot and item.mark:
+                marks[item.boot] = item.mark
+            elif isinstance(item, Forget):
+                marks.update(dict.fromkeys(item.boots))
         if entries or marks:
             batch = Batch(self.token, room.incarnation, tuple(room.epochs), entries)
             try:
@@ -643,9 +680,14 @@ class RoomQueue:
                 if isinstance(message, Failure) and boot not in self._readers:
                     # A join that was refused holds no room.
                     self._manager.registry.leave(boot, self.token)
+            case Forget():
+                pass
             case Attach():
                 self._flush(room)
                 self._readers[effect.boot] = effect.audience
+                if not self._manager.registry.hold(effect.boot, self.token):
+                    # It went before it was let in, and nobody told the room.
+                    self.put(_Disconnected(effect.boot))
             case Detach():
                 self._flush(room)
                 self._readers.pop(effect.boot, None)
@@ -709,8 +751,10 @@ class RoomQueue:
     async def _recover(self, room: Room, batch: Sequence[_Input], effects: Sequence[Effect | _Show | _Speaks]) -> Room:
         """The store is the truth: start again from it under a new epoch, and nobody hears of what was decided (H9).
 
-        Pushes come again from their authors, who are asked to; whatever else was decided is decided once more.
+        Pushes come again from their authors, who are asked to; whatever else was decided is decided once more, and so are the
+        pushes of those who came in this window, behind their coming.
         """
+        told = set(self._readers)
         fresh = await self._reloaded(room)
         written = (fresh.incarnation, fresh.seq) == (room.incarnation, room.seq)
         failed = StoreFailed("the room could not be written down; nothing was changed, try again", room=self.token)
@@ -722,7 +766,7 @@ class RoomQueue:
             item
             for item in batch
             if not isinstance(item, (_Request, _Reset))
-            and not (isinstance(item, _FromClient) and isinstance(item.message, Push))
+            and not (isinstance(item, _FromClient) and isinstance(item.message, Push) and item.author.boot in told)
         ]
         self._inputs.extendleft(reversed(again))
         return fresh
@@ -738,6 +782,7 @@ class RoomQueue:
             case _FromClient(author=author, message=message):
                 request = message.id if isinstance(message, Join) else None
                 effects = [Send(author.boot, Failure(id=request, room=self.token, problem=problem(error)))]
+                broken.over()
             case _Request(ticket=ticket) | _Reset(ticket=ticket):
                 effects = [Answer(ticket, error)]
             case _Look(answer=answer) if not answer.done():
@@ -751,6 +796,10 @@ class RoomQueue:
 
     async def _deleted(self, room: Room, item: _Delete) -> Room:
         """Delete in the store first, then let everyone go; a new room of the token begins empty."""
+        if item.if_idle and not room.idle:
+            if not item.answer.done():
+                item.answer.set_result(None)
+            return room
         try:
             await self._manager.store.delete(self.token)
         except Exception:
@@ -769,7 +818,7 @@ class RoomQueue:
     async def _reloaded(self, room: Room) -> Room:
         """The room as the store has it, under a new epoch, with everyone who is here brought to it."""
         fresh = await self._load()
-        authors = fresh.adopt(room)
+        authors = fresh.adopt(room, self._readers, self._manager.now())
         self._run = _Run()
         self._readers = {author.boot: author.audience for author in authors}
         for effect in fresh.recovered(authors):

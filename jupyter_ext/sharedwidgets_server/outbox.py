@@ -12,9 +12,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from sharedwidgets.core import codec, delta
 from sharedwidgets.core.codec import Encoded, Frame
-from sharedwidgets.core.protocol import Downstream, Entries, Limits, Snapshot
+from sharedwidgets.core.protocol import Downstream, Entries, Limits, Members, Snapshot
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Cursor:
 class _Control:
     frame: Frame
     size: int
+    # Presence that waits: later news of the same room go into it.
+    members: Members | None = None
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Outbox:
         self._closed = False
         self._wake = asyncio.Event()
         self._room_made = asyncio.Event()
+        self._presence: dict[str, _Control] = {}
         self.lagging: set[str] = set()
         self.cursors: dict[str, Cursor] = {}
         self.folded = 0
@@ -87,7 +92,12 @@ class Outbox:
 
     def control(self, message: Downstream) -> None:
         """Queue a message that must arrive: anything but a run of entries for a whole audience."""
+        if isinstance(message, Members):
+            self._tell(message)
+            return
         if isinstance(message, Snapshot):
+            # It names everyone there is: what comes later is news to it.
+            self._presence.pop(message.room, None)
             self.cursors[message.room] = Cursor(message.incarnation, message.epoch, message.seq)
             self.lagging.discard(message.room)
         elif isinstance(message, Entries):
@@ -132,6 +142,8 @@ class Outbox:
             while self._queue:
                 item = self._queue.popleft()
                 self._queued -= item.size
+                if isinstance(item, _Control) and item.members is not None:
+                    self._presence.pop(item.members.room, None)
                 frame = item.frame if isinstance(item, _Control) else item.body.frame(decided=item.decided)
                 self._writing = True
                 self._progress = self._clock()
@@ -157,6 +169,19 @@ class Outbox:
         """Nothing more will be written: let go of whoever waits for room."""
         self._closed = True
         self._room_made.set()
+
+    def _tell(self, message: Members) -> None:
+        """Queue presence; while earlier presence of the room waits, the two become one."""
+        waiting = self._presence.get(message.room)
+        if waiting is None or waiting.members is None:
+            frame = codec.encode(message).frame()
+            waiting = self._presence[message.room] = _Control(frame, len(frame), message)
+            self._put(waiting)
+            return
+        both = _both(waiting.members, message)
+        frame = codec.encode(both).frame()
+        self._queued += len(frame) - waiting.size
+        waiting.frame, waiting.size, waiting.members = frame, len(frame), both
 
     def _put(self, item: _Control | _Frame) -> None:
         self._queue.append(item)
@@ -201,6 +226,16 @@ class Outbox:
                 self.cursors[room] = Cursor(held.incarnation, item.message.epoch, item.message.prev)
         self._queue = kept
         self._queued = sum(item.size for item in kept)
+
+
+def _both(earlier: Members, later: Members) -> Members:
+    """Two messages about presence as one."""
+    if later.complete:
+        return later
+    present = {member.id: member for member in (*earlier.present, *later.present) if member.id not in later.gone}
+    present.update({member.id: member for member in later.present})
+    gone = dict.fromkeys(name for name in (*earlier.gone, *later.gone) if name not in present)
+    return msgspec.structs.replace(later, present=tuple(present.values()), gone=tuple(gone), complete=earlier.complete)
 
 
 def _follows(earlier: Entries, later: Entries) -> bool:

@@ -65,6 +65,8 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
         self._patience: asyncio.TimerHandle | None = None
         self._assembler = codec.Assembler(self.limits.hello_bytes)
         self._may_write = False
+        # Whether a message has begun to come and is not whole yet; its time runs from its first fragment.
+        self._fragmented = False
         self._refused = False
 
     @property
@@ -108,10 +110,13 @@ class RoomsSocket(CredentialMixin, WebSocketMixin, WebSocketHandler, JupyterHand
             self._measure(frame)
             whole = self._assembler.feed(frame)
             if whole is None:
-                self._wait(self.limits.hello_seconds, "the rest of a fragmented message did not come in time")
+                if not self._fragmented:
+                    self._fragmented = True
+                    self._wait(self.limits.hello_seconds, "the rest of a fragmented message did not come in time")
                 if self._connection is not None:
                     self._connection.heard = self.manager.clock()
                 return
+            self._fragmented = False
             message = codec.decode_upstream(whole)
             if self._connection is None:
                 if not isinstance(message, Hello):

@@ -31,6 +31,10 @@ from sharedwidgets.errors import InvalidValue, NoSuchPath, NoSuchState, NoSuchTr
 
 # A splice must save at least this many bytes over the whole value, or it is not worth its base revision.
 SPLICE_SAVES = 256
+# Keys of a dict that may change one by one in one assignment; with more of them the dict is set whole.
+MOST_KEYS = 200
+# Characters of the name of a state or trait.
+MAX_NAME = 256
 
 
 @dataclass
@@ -82,8 +86,35 @@ def find(states: Mapping[str, State], state: str, trait: str, *, frontend: bool 
     return found.schema[trait], found.values[trait]
 
 
-def apply(value: Value, op: Op) -> Value:
-    """The value of a trait after an op on it.
+class Owned:
+    """Lists and dicts made while one batch of ops is applied: the next op of the batch changes them in place.
+
+    Without it each of 500 appends to a long list would copy the list.
+    """
+
+    def __init__(self) -> None:
+        # By identity; held, so that no other container gets the identity of one that is gone.
+        self._made: dict[int, Value] = {}
+
+    def dict(self, value: Mapping[str, Value]) -> dict[str, Value]:
+        """This very dict where the batch made it, else a copy."""
+        if isinstance(value, dict) and id(value) in self._made:
+            return value
+        copy = dict(value)
+        self._made[id(copy)] = copy
+        return copy
+
+    def list(self, value: Sequence[Value]) -> list[Value]:
+        """This very list where the batch made it, else a copy."""
+        if isinstance(value, list) and id(value) in self._made:
+            return value
+        copy = list(value)
+        self._made[id(copy)] = copy
+        return copy
+
+
+def apply(value: Value, op: Op, owned: Owned | None = None) -> Value:
+    """The value of a trait after an op on it; what `owned` made may be changed in place, nothing else ever is.
 
     Raises
     ------
@@ -92,11 +123,12 @@ def apply(value: Value, op: Op) -> Value:
     InvalidValue
         A sum that is no longer a number of the domain.
     """
-    return _at(value, op, op.path, 1)
+    return _at(value, op, op.path, 1, owned or Owned())
 
 
 def apply_entry(states: States, entry: Entry) -> list[tuple[str, str]]:
     """Apply a decided entry in place; what it touched, as (state, trait)."""
+    owned = Owned()
     change = LastChange(actor=entry.by, seq=entry.seq, at=entry.at)
     for op in entry.ops:
         if isinstance(op, Define):
@@ -106,7 +138,7 @@ def apply_entry(states: States, entry: Entry) -> list[tuple[str, str]]:
             state.last.update(dict.fromkeys(op.schema, change))
         else:
             state, trait = states[op.state], op.path[0]
-            state.values[trait] = apply(state.values[trait], op)
+            state.values[trait] = apply(state.values[trait], op, owned)
             state.last[trait] = change
     return list(dict.fromkeys(key for op in entry.ops for key in touched(op)))
 
@@ -118,10 +150,11 @@ def touched(op: EntryOp) -> list[tuple[str, str]]:
     return [(op.state, op.path[0])]
 
 
-def diff(state: str, trait: str, kind: str, shown: Value, new: Value) -> list[Op]:
+def diff(state: str, trait: str, kind: str, shown: Value, new: Value, most: int = MOST_KEYS) -> list[Op]:
     """The ops that lead from the value an author saw to the one it assigned.
 
-    Only a trait declared as a dict is compared key by key; any other value is atomic.
+    Only a trait declared as a dict is compared key by key; any other value is atomic, and so is a dict that differs in more
+    than `most` keys: one push could not hold them.
     """
     if same(shown, new):
         return []
@@ -132,7 +165,8 @@ def diff(state: str, trait: str, kind: str, shown: Value, new: Value) -> list[Op
             for key, item in new.items()
             if key not in shown or not same(shown[key], item)
         ]
-        return ops
+        if len(ops) <= most:
+            return ops
     return [Set(state=state, path=(trait,), value=new)]
 
 
@@ -214,8 +248,12 @@ def fold(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def check_ops(ops: Iterable[Op], limit: int) -> None:
-    """Raise `TooLarge` for an op that brings more bytes than one op may."""
+    """Raise `TooLarge` for an op that brings more bytes than one op may, and `InvalidValue` for one whose trait is no name."""
     for op in ops:
+        if len(op.path[0]) > MAX_NAME:
+            raise InvalidValue(
+                f"{op.state}.{op.path[0][:20]}…: the name of a trait has at most {MAX_NAME} characters", state=op.state
+            )
         if weight(op) > limit:
             raise TooLarge(
                 f"{op.state}.{op.path[0]}: a value of about {weight(op)} bytes; one write may bring {limit}",
@@ -260,21 +298,28 @@ def _begins(path: Path, prefix: Path) -> bool:
     return path[: len(prefix)] == prefix
 
 
-def _at(value: Value, op: Op, path: Path, depth: int) -> Value:
+def _at(value: Value, op: Op, path: Path, depth: int, owned: Owned) -> Value:
     if depth == len(path):
-        return _here(value, op)
+        return _here(value, op, owned)
     key = path[depth]
     if not isinstance(value, dict):
         raise NoSuchPath(f"{op.state}.{'.'.join(path[:depth])} is no dict, so it has no key {key!r}", state=op.state, path=path)
     last = depth + 1 == len(path)
     if last and isinstance(op, Delete):
-        return {name: item for name, item in value.items() if name != key}
+        if key not in value:
+            return value
+        shorter = owned.dict(value)
+        del shorter[key]
+        return shorter
     if key not in value and not (last and isinstance(op, Set)):
         raise NoSuchPath(f"{op.state}.{'.'.join(path[:depth])} has no key {key!r}", state=op.state, path=path)
-    return {**value, key: _at(value.get(key), op, path, depth + 1)}
+    below = _at(value.get(key), op, path, depth + 1, owned)
+    changed = owned.dict(value)
+    changed[key] = below
+    return changed
 
 
-def _here(value: Value, op: Op) -> Value:
+def _here(value: Value, op: Op, owned: Owned) -> Value:
     match op:
         case Set():
             new: Value = op.value
@@ -287,7 +332,9 @@ def _here(value: Value, op: Op) -> Value:
             raise NoSuchPath(f"{op.state}.{'.'.join(op.path)} is no number to add to", state=op.state, path=op.path)
         case Append():
             if isinstance(value, list):
-                return [*value, *op.items]
+                longer = owned.list(value)
+                longer.extend(op.items)
+                return longer
             raise NoSuchPath(f"{op.state}.{'.'.join(op.path)} is no list to append to", state=op.state, path=op.path)
         case Splice():
             return _spliced(value, op)
@@ -295,6 +342,34 @@ def _here(value: Value, op: Op) -> Value:
             raise InvalidValue(
                 f"{op.state}.{op.path[0]} is a trait: set it, it cannot be deleted", state=op.state, path=op.path
             )
+
+
+def growth(value: Value, op: Op) -> int:
+    """About how many bytes a trait of this value gains by an op; costs no more than what the op brings or takes away."""
+    here, there = _look(value, op.path)
+    match op:
+        case Set():
+            return size(op.value) - size(here) if there else size(op.value) + size(op.path[-1]) + 2
+        case Delete():
+            return -size(here) - size(op.path[-1]) - 2 if there else 0
+        case Append():
+            return size(list(op.items)) - size([])
+        case Splice() if isinstance(here, (str, bytes, list)):
+            insert: Value = op.insert
+            return size(insert) - size(here[op.at : op.at + op.remove])
+        case Inc() if isinstance(here, (int, float)):
+            return size(plus(here, op.by)) - size(here)
+        case _:
+            return 0
+
+
+def _look(value: Value, path: Path) -> tuple[Value, bool]:
+    """What is at a path below a trait's value, and whether anything is."""
+    for key in path[1:]:
+        if not isinstance(value, dict) or key not in value:
+            return None, False
+        value = value[key]
+    return value, True
 
 
 def _spliced(value: Value, op: Splice) -> Value:

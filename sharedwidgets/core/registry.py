@@ -73,6 +73,15 @@ class Registry:
         link.rooms.add(room)
         self._empty_since.pop(room, None)
 
+    def hold(self, boot: str, room: str) -> bool:
+        """A room has let a boot in, whatever became of its other requests; whether the boot is still there."""
+        link = self._links.get(boot)
+        if link is None:
+            return False
+        link.rooms.add(room)
+        self._empty_since.pop(room, None)
+        return True
+
     def leave(self, boot: str, room: str) -> None:
         """A boot let a room go."""
         if boot in self._links:

@@ -20,6 +20,8 @@ class Revisions:
         self._paths: dict[tuple[str, str], dict[Path, int]] = {}
         # A deleted key leaves no number of its own behind: the last deletion in a dict stands at the path of that dict.
         self._deleted: dict[tuple[str, str], dict[Path, int]] = {}
+        # How long a path of each trait was at most.
+        self._deepest: dict[tuple[str, str], int] = {}
 
     def of(self, state: str, path: Path) -> int:
         """The seq of the last change at a path, above it, or below it."""
@@ -44,11 +46,15 @@ class Revisions:
                 case Set() | Delete() | Inc() | AppendOp() | Splice():
                     key = (op.state, op.path[0])
                     known, gone = self._paths.setdefault(key, {}), self._deleted.setdefault(key, {})
-                    if isinstance(op, (Set, Delete)):
+                    deepest = self._deepest.get(key, 1)
+                    self._deepest[key] = max(deepest, len(op.path))
+                    # Only where something deeper was ever written can anything be below; a wide dict is not searched.
+                    if isinstance(op, (Set, Delete)) and len(op.path) < deepest:
                         for numbers in (known, gone):
                             for other in [other for other in numbers if other[: len(op.path)] == op.path]:
                                 del numbers[other]
                     if isinstance(op, Delete):
+                        known.pop(op.path, None)
                         gone[op.path[:-1]] = entry.seq
                     else:
                         known[op.path] = entry.seq

@@ -51,7 +51,6 @@ from sharedwidgets.core.protocol import (
     Nack,
     Op,
     Origin,
-    Path,
     Problem,
     Push,
     Resend,
@@ -79,6 +78,10 @@ from sharedwidgets.errors import (
 
 # Verdicts of refused pushes that are kept per boot, for an author whose socket died with the answer.
 KEPT_REFUSALS = 100
+# Of the sentence that goes with each.
+KEPT_CHARACTERS = 500
+# States one boot may link in one room: each news of a member names them all.
+MOST_STATES = 128
 
 
 # Marks that are kept per room; beyond, the longest silent boots are forgotten first.
@@ -142,6 +145,13 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Drop the marks of these boots from the store: nobody came back to them."""
+
+    boots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Attach:
     """From here on this boot gets the room's entries."""
 
@@ -180,7 +190,7 @@ class Answer:
     outcome: int | SharedWidgetsError
 
 
-Effect: TypeAlias = Record | Attach | Detach | Send | Tell | Answer
+Effect: TypeAlias = Record | Forget | Attach | Detach | Send | Tell | Answer
 
 
 @dataclass
@@ -283,10 +293,11 @@ class Room:
         With `if_seq` it is refused when a state it names changed after that seq.
         """
         try:
-            for op in ops:
-                if if_seq is not None and self._revisions.of_state(op.state) > if_seq:
+            for op in ops if if_seq is not None else ():
+                changed = self._changed(op.state, author)
+                if changed > (if_seq or 0):
                     raise RevisionMismatch(
-                        f"{op.state} changed at seq {self._revisions.of_state(op.state)}, after {if_seq}; read it again",
+                        f"{op.state} changed at seq {changed}, after {if_seq}; read it again",
                         state=op.state,
                         path=op.path,
                         expected=f"seq {self.seq}",
@@ -326,6 +337,13 @@ class Room:
             for trait, kind in found.schema.items()
             if not (author.frontend and kind.kernel_only) and not same(found.values[trait], kind.default)
         ]
+
+    def _changed(self, state: str, author: Author) -> int:
+        """The seq of the last change in a state that the author may know of (H15)."""
+        if not author.frontend:
+            return self._revisions.of_state(state)
+        schema = self.states.get(state, State()).schema
+        return max((self._revisions.of(state, (trait,)) for trait, kind in schema.items() if not kind.kernel_only), default=0)
 
     def refuse(self, author: Author, push: Push, error: SharedWidgetsError, now: Now) -> list[Effect]:
         """Decide a push by refusing it, whatever it holds; nothing happens when it is not its turn."""
@@ -390,11 +408,16 @@ class Room:
                 del self._presences[name]
         gone = tuple(name for name, item in due.items() if not item.vouched)
         surplus = len(self.marks) - KEPT_MARKS
+        forgotten: list[str] = []
         for boot, mark in sorted(self.marks.items(), key=lambda item: item[1].at):
             if boot not in self._attached and (surplus > 0 or mark.at < now.wall - self.limits.mark_seconds):
                 del self.marks[boot]
+                forgotten.append(boot)
                 surplus -= 1
-        return [Tell(Members(room=self.token, present=tuple(present), gone=gone))] if due else []
+        effects: list[Effect] = [Forget(tuple(forgotten))] if forgotten else []
+        if due:
+            effects.append(Tell(Members(room=self.token, present=tuple(present), gone=gone)))
+        return effects
 
     def next_deadline(self) -> float | None:
         """The monotonic time at which `tick` has something to do; None for not before something happens."""
@@ -447,9 +470,19 @@ class Room:
             self._awaited[author.boot] = mark.n + 1
         return effects
 
-    def adopt(self, other: Room) -> list[Author]:
-        """Take over who is here from the room object this one replaces; the authors attached."""
-        self._presences, self._attached = other._presences, other._attached
+    def adopt(self, other: Room, told: Iterable[str], now: Now) -> list[Author]:
+        """Take over who is here from the room object this one replaces; the authors attached.
+
+        Only boots that were `told` they are let in are: the joins of others are decided once more, and let them in then.
+        """
+        known = set(told)
+        self._presences = other._presences
+        self._attached = {boot: author for boot, author in other._attached.items() if boot in known}
+        for presence in self._presences.values():
+            for boot in [boot for boot in presence.boots if boot not in self._attached]:
+                del presence.boots[boot]
+            if not presence.boots and presence.gone_at is None and not presence.vouched:
+                presence.gone_at = now.mono + self.limits.away_seconds
         return list(self._attached.values())
 
     # --- pushes
@@ -490,6 +523,7 @@ class Room:
             )
         delta.check_ops(ops, self.limits.op_bytes)
         trial: dict[tuple[str, str], Value] = {}
+        owned = delta.Owned()
         decided: list[Op] = []
         growth = 0
         for op in ops:
@@ -498,10 +532,11 @@ class Room:
             before = trial.get(key, held)
             self._check_base(op, key in trial)
             op = self._plain(op)
-            after = delta.apply(before, op)
+            gained = delta.growth(before, op)
+            after = delta.apply(before, op, owned)
             schemas.check(kind, after, state=op.state, trait=op.path[0])
             decided.append(delta.decided(op, after))
-            growth += _weight_at(after, op.path) - _weight_at(before, op.path)
+            growth += gained
             trial[key] = after
         if growth > 0 and self._bytes + growth > self.limits.room_bytes:
             raise TooLarge(
@@ -571,8 +606,13 @@ class Room:
     def _refuse(self, author: Author, push: Push, mark: Mark, error: SharedWidgetsError, now: Now) -> list[Effect]:
         """The push is decided, and has no effect (G4); the mark moves, so that it is never tried again."""
         nack = Nack(room=self.token, n=push.n, problem=problem(error), seq=self.seq, values=self._values(author, push.ops))
-        kept = msgspec.structs.replace(nack, values={})
-        moved = Mark(n=push.n, at=now.wall, refused=(*mark.refused, kept)[-KEPT_REFUSALS:])
+        told = nack.problem
+        wanted = told.expected[:KEPT_CHARACTERS] if told.expected else None
+        brief = msgspec.structs.replace(told, message=told.message[:KEPT_CHARACTERS], path=told.path[:1], expected=wanted)
+        kept = msgspec.structs.replace(nack, values={}, problem=brief)
+        # As many as may be under way: of each the author must hear, also after its socket died.
+        most = max(KEPT_REFUSALS, self.limits.in_flight_pushes)
+        moved = Mark(n=push.n, at=now.wall, refused=(*mark.refused, kept)[-most:])
         self.marks[author.boot] = moved
         # A mark alone does not make a room: one that never held anything is not written down.
         record = [Record(boot=author.boot, mark=moved)] if self.seq else []
@@ -594,6 +634,12 @@ class Room:
     def _join(self, author: Author, join: Join, now: Now) -> list[Effect]:
         effects: list[Effect] = []
         created = self.seq == 0
+        linked = self._linked(author)
+        if join.state not in (None, *linked) and len(linked) >= MOST_STATES:
+            most = TooLarge(
+                f"one process may link {MOST_STATES} states of a room; unlink some", expected=f"≤ {MOST_STATES} states"
+            )
+            return [Send(author.boot, self._failure(join.id, most))]
         if join.schema is not None and join.state is not None:
             try:
                 definition = self._definition(author, join.state, join.schema, join.values or {})
@@ -681,6 +727,11 @@ class Room:
         for trait, kind in schema.items():
             if trait in wanted or trait in clashes:
                 chosen[trait] = self._first_value(state, trait, kind, held, values)
+        for trait in chosen:
+            if len(trait) > delta.MAX_NAME:
+                raise InvalidValue(
+                    f"{state}.{trait[:20]}…: the name of a trait has at most {delta.MAX_NAME} characters", state=state
+                )
         definition = Define(
             state=state,
             schema={trait: schemas.with_default(schema[trait], value) for trait, value in chosen.items()},
@@ -718,6 +769,11 @@ class Room:
             if item.boots and item.member.kind != "frontend" and state in item.seen().states
         )
 
+    def _linked(self, author: Author) -> set[str]:
+        """The states a boot links."""
+        presence = self._presences.get(author.member.id)
+        return set() if presence is None else presence.boots.get(author.boot, set())
+
     def _enter(self, author: Author, states: Iterable[str]) -> Member | None:
         """Book a boot as present; the member when it looks different now."""
         self._attached[author.boot] = author
@@ -726,7 +782,7 @@ class Room:
         if presence is None:
             presence = self._presences[author.member.id] = _Presence(author.member)
         presence.gone_at, presence.vouched = None, False
-        presence.boots.setdefault(author.boot, set()).update(states)
+        presence.boots.setdefault(author.boot, set()).update([*states][:MOST_STATES])
         after = presence.seen()
         return after if after != before else None
 
@@ -735,8 +791,10 @@ class Room:
         if presence is None or author.boot not in presence.boots:
             return []
         if state is not None:
+            before = presence.seen()
             presence.boots[author.boot].discard(state)
-            return [Tell(Members(room=self.token, present=(presence.seen(),)))]
+            after = presence.seen()
+            return [Tell(Members(room=self.token, present=(after,)))] if after != before else []
         del presence.boots[author.boot]
         self._attached.pop(author.boot, None)
         self._awaited.pop(author.boot, None)
@@ -788,11 +846,3 @@ def problem(error: SharedWidgetsError) -> Problem:
 
 def _weight(op: EntryOp) -> int:
     return State(op.schema, op.values).bytes if isinstance(op, Define) else delta.weight(op)
-
-
-def _weight_at(value: Value, path: Path) -> int:
-    for key in path[1:]:
-        if not isinstance(value, dict) or key not in value:
-            return 0
-        value = value[key]
-    return size(value) + (size(path[-1]) + 2 if len(path) > 1 else 0)

@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -382,6 +383,59 @@ def test_forbidden(small: LiveServer, token: str) -> None:
     assert seq(small, token) == 2
 
 
+def test_what_answers_and_is_no_server_says_so_and_stops_nothing(server: LiveServer, token: str) -> None:
+    """The address of a page, as one copies it from a browser: with a secret in it that must be seen nowhere."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>log in")
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as page:
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        url = f"http://ana:SECRET2@127.0.0.1:{page.server_port}/lab?token=SECRET1"
+        state = Counter()
+        for _ in range(2):
+            with pytest.raises(ServerRefused, match="not as a sharedwidgets server") as raised:
+                state.link_to(token, server=url)
+            assert "SECRET" not in str(raised.value)
+        waiting = Counter(room=token, server=url)
+        assert "SECRET" not in str(waiting._link)
+        page.shutdown()
+    alive = [connection for connection in sharedwidgets.connection._shared.values() if connection.address.url.endswith("/lab/")]
+    assert [connection._thread.is_alive() for connection in alive] == [True]
+    waiting.close()
+    for connection in alive:
+        connection.close()
+
+
+def test_a_bug_in_a_conversation_ends_it_and_not_the_thread(
+    server: LiveServer, token: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = Counter().link_to(token, server=server.url, credential=server.token)
+    assert state._bridge is not None
+    connection = state._bridge.connection
+    broken = threading.Event()
+    receive = connection._receive
+
+    def once(message: object) -> None:
+        monkeypatch.undo()
+        broken.set()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(connection, "_receive", once)
+    state.count = 5
+    assert broken.wait(10)
+    state.flush()
+    assert connection._thread.is_alive()
+    assert connection._receive == receive
+    assert "ZeroDivisionError" in caplog.text
+
+
 # --- the constructor
 
 
@@ -646,6 +700,114 @@ def test_a_transaction_that_fails_never_was(
     one.tags = {**one.tags, "c": 3}
     settled(one, two)
     assert one.tags == two.tags == {"a": 1, "b": 2, "c": 3}
+
+
+def test_another_threads_write_is_none_of_a_transactions(here: Link, there: Link, server: LiveServer, token: str) -> None:
+    """It leaves at once, and stays when the transaction is undone."""
+    one, two = here(Counter(), token), there(Counter(), token)
+    heard = Heard(one, "other")
+    with pytest.raises(ZeroDivisionError), one.transaction():
+        one.count = 1
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(setattr, one, "other", 5).result(10)
+            with pytest.raises(RuntimeError, match="another thread or task"):
+                pool.submit(_transaction, one).result(10)
+        assert two.wait_until(lambda: two.other == 5, 10)
+        assert (two.count, seq(server, token)) == (0, 2)
+        raise ZeroDivisionError
+    one.flush()
+    assert (one.count, one.other, seq(server, token)) == (0, 5, 2)
+    assert heard.steps == [("other", 0, 5)]
+
+
+def _transaction(state: SharedState) -> None:
+    with state.transaction():
+        pass
+
+
+@pytest.mark.asyncio
+async def test_another_tasks_write_is_none_of_a_transactions(here: Link, server: LiveServer, token: str) -> None:
+    one = here(Counter(), token)
+    room = one.room
+    assert room is not None
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def fails() -> None:
+        with room.transaction(), one.transaction():
+            room["Counter"]["count"] = 1
+            one.text = "mine"
+            begun.set()
+            await go.wait()
+            raise ZeroDivisionError
+
+    task = asyncio.get_running_loop().create_task(fails())
+    await begun.wait()
+    room["Counter"]["other"] = 9
+    one.tags = {"a": 1}
+    go.set()
+    with pytest.raises(ZeroDivisionError):
+        await task
+    await asyncio.get_running_loop().run_in_executor(None, one.flush)
+    assert (one.count, one.other, one.text, one.tags, seq(server, token)) == (0, 9, "hello", {"a": 1}, 3)
+
+
+def test_a_write_that_cannot_be_made_does_not_cover_what_came_meanwhile(
+    here: Link, there: Link, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trait would show another value than the room for good, as nothing more comes of it."""
+    one, two = here(Counter(), token), there(Counter(), token)
+    bridge = one._bridge
+    assert bridge is not None
+
+    def overloaded(session: object) -> None:
+        two.count = 43
+        assert one.wait_until(lambda: bridge.session.replica.value("Counter", "count") == 43, 10)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(one.pull).result(10)
+        raise Overloaded("too many")
+
+    monkeypatch.setattr(bridge.connection, "wait_for_room", overloaded)
+    with pytest.raises(Overloaded):
+        one.count = 42
+    monkeypatch.undo()
+    one.pull()
+    assert one.count == 43
+
+
+def test_a_dict_with_more_keys_than_a_push_has_ops(here: Link, there: Link, server: LiveServer, token: str) -> None:
+    one, two = here(Counter(), token), there(Counter(), token)
+    refused = Heard(one, type="rejected")
+    one.tags = {str(number): number for number in range(600)}
+    one.flush()
+    assert len(one.tags) == 600
+    assert two.wait_until(lambda: len(two.tags) == 600, 10)
+    one.tags = {**one.tags, "one": 1}
+    one.flush()
+    assert (seq(server, token), refused.changes) == (3, [])
+
+
+def test_a_transaction_with_more_ops_than_a_push_takes_raises_where_it_is_made(here: Link, token: str) -> None:
+    one = here(Counter(), token)
+    room = one.room
+    assert room is not None
+    with pytest.raises(TooLarge, match=r"501 writes.*500"), room.transaction():
+        for number in range(501):
+            room["Counter"]["count"] = number
+    assert one.count == 0
+
+
+def test_changed_outlives_the_loop_that_asked(here: Link, token: str) -> None:
+    one = here(Counter(), token)
+
+    async def first() -> None:
+        wanted = [one.changed("count"), one.changed("other")]
+        one.count = 1
+        await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
+
+    asyncio.run(first())
+    one.other = 5
+    one.other = 6
+    assert one.other == 6
 
 
 @pytest.mark.parametrize("hold", ["hold_trait_notifications", "hold_sync"])
@@ -1055,8 +1217,7 @@ def test_a_deleted_room_makes_its_objects_private_again(here: Link, there: Link,
     heard.wait()
     assert (one.count, one.linked_to) == (5, None)
     one.count = 6
-    eventually(lambda: two.linked_to is None)
-    assert two.count == 0
+    eventually(lambda: two.linked_to is None and two.count == 0)
     with pytest.raises(urllib.error.HTTPError):
         seq(server, token)
     here(one, token)

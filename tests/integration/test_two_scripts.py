@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import sharedwidgets.connection
+from sharedwidgets import connect
+from sharedwidgets.errors import InvalidValue, RoomGone
 from sharedwidgets_server.testing import LiveServer
 from support.rest import ask, room_url
 from support.scripts import Script, eventually, seq
@@ -48,6 +54,13 @@ def run(server: LiveServer, code: str, *, wait: float = 30.0, environ: dict[str,
 @pytest.fixture
 def token(room: str) -> str:
     return f"scripts-{room}"
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    for connection in list(sharedwidgets.connection._shared.values()):
+        connection.close()
 
 
 def begin(token: str) -> str:
@@ -174,14 +187,13 @@ def test_a_refused_write_is_undone_and_told(live: LiveServer, token: str) -> Non
         two.run("room.wait_until(lambda: 'Counter' in room, 10); room.subscribe(hear)")
         before = seq(live, token)
         one.run("""
+from sharedwidgets.core.protocol import Set
 room.subscribe(hear)
-with room.transaction():
-    for _ in range(501):
-        c.increment('count')
+room._write([Set(state='Counter', path=('count',), value=501, if_rev=0)])  # of a revision that is no more
 """)
         assert one.value("heard(1)") == [["Counter", "count", 501, 0, "rollback", None]]
         told = one.run("room.flush()", "[c['count'], [(item.problem.code, item.n) for item in refused]]")
-        assert told == [0, [["too-large", 1]]]
+        assert told == [0, [["revision-mismatch", 1]]]
         assert seq(live, token) == before
         one.run("c['text'] = 'ok'")
         assert two.value("heard(1)") == [["Counter", "text", "", "ok", "remote", "script"]]
@@ -326,6 +338,51 @@ def test_a_credential_that_is_refused_says_so_at_once(live: LiveServer, token: s
         """,
     )
     assert (status, err) == (0, "")
+
+
+def test_a_script_whose_name_is_no_text_links(live: LiveServer, token: str, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9" + b"x" * 200 + b".py"
+    with open(path, "w") as file:
+        file.write(f"from sharedwidgets import connect\nprint([m.name for m in connect({token!r}).members])\n")
+    done = subprocess.run([sys.executable, path], env=live.kernel_environ(), capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caf?xxx" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, "\ud800"])
+def test_a_state_of_no_name_is_refused_before_anybody_hears_of_it(live: LiveServer, token: str, name: str) -> None:
+    """The server hangs up on it, and it would be asked for again with each new socket."""
+    with connect(token, live.url, live.token, delivery="thread") as room:
+        with pytest.raises(InvalidValue):
+            room.define(name, count=0)
+        assert room.define("Counter", count=0)["count"] == 0
+
+
+def test_a_mistyped_write_on_a_handle_raises(live: LiveServer, token: str) -> None:
+    with connect(token, live.url, live.token, delivery="thread") as room:
+        counter = room.define("Counter", count=0)
+        with pytest.raises(AttributeError):
+            counter.count = 99  # type: ignore[attr-defined]
+
+
+def test_a_room_that_is_deleted_while_one_joins_it(live: LiveServer, token: str) -> None:
+    """Whoever asks is told, or is in the new room; nobody holds a handle of a room that is no more."""
+    for number in range(10):
+        name = f"{token}-{number}"
+        with connect(name, live.url, live.token, delivery="thread") as room:
+            room.define("Counter", count=0)
+            with ThreadPoolExecutor(2) as pool:
+                gone = pool.submit(live.ask, "DELETE", f"sharedwidgets/api/rooms/{name}")
+                joining = pool.submit(connect, name, live.url, live.token, delivery="thread")
+                gone.result(10)
+                try:
+                    other = joining.result(10)
+                except RoomGone:
+                    continue
+            if other._session.ended is None:
+                other.define("Counter", count=1)
+                assert live.ask("GET", f"sharedwidgets/api/rooms/{name}")["members"]
+            other.close()
 
 
 def test_the_server_is_found_by_what_it_left_in_the_runtime_folder(live: LiveServer, token: str) -> None:

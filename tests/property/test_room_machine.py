@@ -315,6 +315,10 @@ def test_h09_who_came_in_the_lost_window_hears_its_old_verdicts_first(world: Wor
     k1.connect()
     say(k2, inc(1))
     arrive(world, k1, k2, ends="before")
+    # Its coming is decided once more, and only then is it told.
+    hear(k1)
+    assert k1.told == {}
+    arrive(world)
     hear(k1)
     assert k1.told == {1: "invalid-value"}
     world.settle()

@@ -54,7 +54,8 @@ class FailingStore(Store):
     """A store that keeps rooms in memory and fails when told to.
 
     ``before`` and ``after`` count the next appends that fail before or after they wrote, ``loads`` and ``deletes`` the next
-    of those that fail; while ``gate`` is clear an append waits.
+    of those that fail; while ``gate`` is clear an append waits, and
+    while ``deleting`` is, a deletion.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,9 @@ class FailingStore(Store):
         self.before = self.after = self.loads = self.deletes = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.deleting = asyncio.Event()
+        self.deleting.set()
+        self.waiting = False
         self.batches: list[Batch] = []
         self.tried = 0
 
@@ -71,7 +75,7 @@ class FailingStore(Store):
             raise OSError("cannot read")
         return await self.inner.load(token)
 
-    async def append(self, batch: Batch, marks: Mapping[str, Mark], expected_seq: int) -> None:
+    async def append(self, batch: Batch, marks: Mapping[str, Mark | None], expected_seq: int) -> None:
         self.tried += 1
         await self.gate.wait()
         if self.before:
@@ -87,6 +91,8 @@ class FailingStore(Store):
         if self.deletes:
             self.deletes -= 1
             raise OSError("cannot delete")
+        self.waiting = not self.deleting.is_set()
+        await self.deleting.wait()
         await self.inner.delete(token)
 
     async def tokens(self) -> list[str]:

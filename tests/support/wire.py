@@ -180,8 +180,11 @@ class World:
             effects += self.room.receive(client.author, message, self.now())
         for other in others:
             effects += other()
+        told = set(self._readers)
         if not self._append(effects):
-            again = [(client, message) for client, message in messages if not isinstance(message, Push)]
+            again = [
+                (client, message) for client, message in messages if not isinstance(message, Push) or client.boot not in told
+            ]
             self.decide(again, others)
             return
         for effect in effects:
@@ -229,7 +232,7 @@ class World:
         if fail is None:
             return True
         fresh = self._fresh(self.image())
-        authors = fresh.adopt(self.room)
+        authors = fresh.adopt(self.room, self._readers, self.now())
         self.room, self._run, self._decided = fresh, [], {}
         self._readers = {author.boot: author.audience for author in authors}
         for effect in fresh.recovered(authors):

@@ -337,16 +337,16 @@ class Shell:
         self._recover(window)
 
     def _recover(self, window: Window) -> None:
+        told = set(self.readers)
         fresh = self._load()
-        authors = fresh.adopt(self.room)
+        authors = fresh.adopt(self.room, self.readers, self.world.now)
         self.room = fresh
         self._run, self._decided = [], {}
-        attached = {effect.boot: conn for effect, conn in window.effects if isinstance(effect, Attach)}
-        self.readers = {who.boot: attached.get(who.boot, self.readers.get(who.boot)) for who in authors}  # type: ignore[misc]
+        self.readers = {who.boot: self.readers[who.boot] for who in authors}
         for effect in fresh.recovered(authors):
             assert isinstance(effect, Send)
             self._perform(effect, self.readers[effect.boot])
-        again = [item for item in window.inputs if not isinstance(item[1], Push)]
+        again = [item for item in window.inputs if not isinstance(item[1], Push) or item[0].client.boot not in told]
         self.inputs.extendleft(reversed(again))
 
     def restart(self) -> None:

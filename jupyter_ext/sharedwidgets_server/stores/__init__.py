@@ -29,15 +29,15 @@ class Store(ABC):
         """The room as last appended, or None."""
 
     @abstractmethod
-    async def append(self, batch: Batch, marks: Mapping[str, Mark], expected_seq: int) -> None:
+    async def append(self, batch: Batch, marks: Mapping[str, Mark | None], expected_seq: int) -> None:
         """Write entries and marks together.
 
         Parameters
         ----------
         batch : Batch
             Entries with dense seqs from ``expected_seq + 1``; may be empty when only marks moved.
-        marks : mapping of boot to Mark
-            The marks that moved.
+        marks : mapping of boot to Mark or None
+            The marks that moved, and with None those that are forgotten.
         expected_seq : int
             The seq of the last entry the store must hold.
 

@@ -39,7 +39,7 @@ class MemoryStore(Store):
             marks=dict(held.marks),
         )
 
-    async def append(self, batch: Batch, marks: Mapping[str, Mark], expected_seq: int) -> None:
+    async def append(self, batch: Batch, marks: Mapping[str, Mark | None], expected_seq: int) -> None:
         held = self._rooms.get(batch.token)
         check_follows(held.seq if held else 0, held.incarnation if held else None, batch, expected_seq)
         held = held or _Held(batch.incarnation)
@@ -51,7 +51,7 @@ class MemoryStore(Store):
         held.states.update(trial)
         held.seq = batch.entries[-1].seq if batch.entries else held.seq
         held.epochs = batch.epochs
-        held.marks.update(marks)
+        held.marks = {boot: mark for boot, mark in {**held.marks, **marks}.items() if mark is not None}
         self._rooms[batch.token] = held
 
     async def delete(self, token: str) -> None:

@@ -338,3 +338,15 @@ def test_h13_fold_cuts_a_transaction_only_within_one_frame() -> None:
     assert ops_of(delta.fold([entry(1, put("a", 1), put("a", 2), put("b", 3))])) == [(1, (put("a", 2), put("b", 3)))]
     assert delta.fold([first]) == (first,)
     assert delta.fold([]) == ()
+
+
+@pytest.mark.parametrize(("keys", "ops"), [(delta.MOST_KEYS, delta.MOST_KEYS), (delta.MOST_KEYS + 1, 1)])
+def test_a_dict_that_changes_in_many_keys_is_set_whole(keys: int, ops: int) -> None:
+    """One push could not hold them all, and would be refused for good."""
+    new = {str(number): number for number in range(keys)}
+    made = delta.diff("S", "tags", "dict", {}, new)
+    assert len(made) == ops
+    value: Any = {}
+    for op in made:
+        value = delta.apply(value, op)
+    assert value == new

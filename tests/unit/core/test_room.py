@@ -23,6 +23,7 @@ from sharedwidgets.core.protocol import (
     Op,
     Resend,
     Resume,
+    Set,
     Snapshot,
     Splice,
     TraitSchema,
@@ -63,6 +64,7 @@ from support.build import (
 )
 
 K1, K2, P1 = author("k1"), author("k2"), author("p1")
+ALL = ("k1", "k2", "p1")
 
 
 @pytest.fixture
@@ -291,7 +293,7 @@ def test_after_a_reload_everything_is_as_old_as_the_image(room: Room) -> None:
     room.receive(K1, push(2, inc("count")), NOW)
     fresh = reloaded(room)
     assert fresh.revision("S") == 3
-    fresh.recovered(fresh.adopt(room))
+    fresh.recovered(fresh.adopt(room, ALL, NOW))
     assert only(fresh.receive(K1, push(3, splice("title", "!", 2)), NOW), Resend).n == 3
     assert records(fresh.receive(K1, push(3, splice("title", "!", 3)), NOW))[0].entry
 
@@ -673,7 +675,7 @@ def test_h09_everyone_is_brought_to_what_the_store_holds(room: Room) -> None:
     image = room.image()
     room.receive(K1, push(1, inc("count")), NOW)
     fresh = empty_room(image=image, epoch="e2")
-    effects = fresh.recovered(fresh.adopt(room))
+    effects = fresh.recovered(fresh.adopt(room, ALL, NOW))
     assert [effect.boot for effect in effects if isinstance(effect, Send)] == ["k1", "k1", "k2", "k2", "p1", "p1"]
     snapshot, resend = sent(effects, Snapshot, "k1")[0], sent(effects, Resend, "k1")[0]
     assert (snapshot.seq, snapshot.epoch, snapshot.decided, resend.n) == (1, "e2", 0, 1)
@@ -687,7 +689,7 @@ def test_h09_everyone_is_brought_to_what_the_store_holds(room: Room) -> None:
 def test_h09_a_refusal_the_store_took_is_told_before_the_snapshot_that_counts_it(room: Room) -> None:
     room.receive(K1, push(1, put("level", 11)), NOW)
     fresh = reloaded(room)
-    effects = fresh.recovered(fresh.adopt(room))
+    effects = fresh.recovered(fresh.adopt(room, ALL, NOW))
     mine = [effect.message for effect in effects if isinstance(effect, Send) and effect.boot == "k1"]
     assert [type(message) for message in mine] == [Nack, Snapshot, Resend]
 
@@ -705,7 +707,7 @@ def test_h08_a_store_that_forgot_a_mark_does_not_stop_its_boot(room: Room) -> No
     replica.write([inc("count")])
     replica.take(4)
     fresh = reloaded(room, marks={})
-    effects: list[Effect] = fresh.recovered(fresh.adopt(room))
+    effects: list[Effect] = fresh.recovered(fresh.adopt(room, ALL, NOW))
     refused: list[str] = []
     for _ in range(3):
         news = [
@@ -954,3 +956,124 @@ def test_h25_a_member_that_came_back_during_the_look_stays(room: Room) -> None:
     room.receive(author("k2"), Resume(room="r", incarnation=room.incarnation, epoch=room.epoch, seq=room.seq), later(6))
     assert room.process("m-k2", alive=False) == []
     assert "m-k2" in [item.id for item in room.members]
+
+
+# --- bounds a hostile or careless client meets
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"x": TraitSchema(choices=(deep(40),))},
+        {"x": TraitSchema(default=deep(40))},
+        {"x": TraitSchema(choices=tuple("y" * 1000 for _ in range(2000)))},
+        {"x": TraitSchema(kind="text", default="y" * 2_000_000)},
+        {"x" * 300: TraitSchema()},
+    ],
+    ids=["deep choices", "deep default", "wide choices", "long default", "long name"],
+)
+def test_a_schema_no_reader_could_take_is_refused(room: Room, schema: Any) -> None:
+    """What is too deep for the door would end the connection of every member, and again after each reconnect."""
+    (failure,) = room.receive(K1, join(state="T", schema=schema, values={"x": None}), NOW)
+    assert isinstance(failure, Send)
+    assert only([failure], Failure).problem.code in ("too-large", "invalid-value")
+    assert len(only([failure], Failure).problem.message) < 300
+    assert "T" not in room.states
+    assert room.seq == 1
+
+
+def test_schemas_count_among_the_bytes_of_a_room() -> None:
+    room = room_with(K1)
+    room.limits = Limits(room_bytes=room.bytes + 5000)
+    schema = {"x": TraitSchema(nullable=True, choices=tuple("y" * 1000 for _ in range(10)))}
+    assert only(room.receive(K1, join(state="T", schema=schema, values={"x": None}), NOW), Failure).problem.code == "too-large"
+    small = {"x": TraitSchema(nullable=True, choices=("y",))}
+    room.receive(K1, join(state="T", schema=small, values={"x": None}), NOW)
+    assert room.bytes == bytes_of(room) == reloaded(room).bytes
+
+
+def test_one_boot_links_so_many_states_and_no_more(room: Room) -> None:
+    for number in range(200):
+        last = room.receive(K1, join(state=f"state {number}", schema=None, values=None), NOW)
+    assert only(last, Failure).problem.code == "too-large"
+    (member,) = [item for item in room.members if item.id == "m-k1"]
+    assert len(member.states) == 128
+
+
+def test_leaving_what_was_never_linked_is_no_news(room: Room) -> None:
+    assert room.receive(K1, Leave(room="r", state="nothing"), NOW) == []
+
+
+def test_a_redefinition_weighs_in_the_tail(room: Room) -> None:
+    """Otherwise the tail grows without a bound, and a tail is sent where a snapshot is shorter."""
+    room.limits = Limits(tail_bytes=50_000)
+    for number in range(20):
+        kind = {"x": TraitSchema(kind="text" if number % 2 else "any", default="y" * 10_000)}
+        room.receive(K1, join(state="T", schema=kind, values={"x": "y" * 10_000}), NOW)
+    assert len(room._tail) < 5
+
+
+def test_a_refusal_is_kept_without_what_its_author_sent(room: Room) -> None:
+    name = "x" * 100_000
+    assert code(room.receive(K1, push(1, put("tags", {"a": 1}), Set(state="S", path=(name,), value=1)), NOW)) == "invalid-value"
+    assert code(room.receive(K1, push(2, Set(state="y" * 256, path=("z",), value=1)), NOW)) == "no-such-state"
+    assert sum(len(str(nack)) for nack in room.marks["k1"].refused) < 3000
+
+
+def test_as_many_refusals_are_kept_as_may_be_under_way() -> None:
+    """G4: of each its author must hear, also after its socket died."""
+    room = empty_room(limits=Limits(in_flight_pushes=150))
+    room.receive(K1, join(schema=SCHEMA, values=VALUES), NOW)
+    for n in range(1, 151):
+        assert code(room.receive(K1, push(n, put("level", 99)), NOW)) == "invalid-value"
+    room.disconnect("k1", NOW)
+    back = room.receive(K1, resume(1, highest=150), NOW)
+    assert [nack.n for nack in sent(back, Nack)] == list(range(1, 151))
+
+
+def test_h15_a_page_is_not_told_of_a_kernel_only_change_by_its_condition(room: Room) -> None:
+    room.receive(K1, push(1, put("_salt", "new")), NOW)
+    page = room.request(7, P1, [put("count", 1)], 1, NOW)
+    assert page[-1] == Answer(7, 3)
+    kernel = room.request(8, K1, [put("count", 2)], 1, NOW)
+    assert isinstance(kernel[-1], Answer)
+    assert isinstance(kernel[-1].outcome, RevisionMismatch)
+
+
+def test_a_push_of_many_appends_copies_the_list_once(room: Room) -> None:
+    """500 small ops on a list of 28 MiB held the server up for minutes."""
+    room.receive(K1, join(state="T", schema={"items": TraitSchema(kind="list", default=[])}, values={}), NOW)
+    copies = 0
+
+    class Counted(list[Any]):
+        def __iter__(self) -> Any:
+            nonlocal copies
+            copies += 1
+            return super().__iter__()
+
+    room.states["T"].values["items"] = Counted(range(1000))
+    before = room.states["T"].values["items"]
+    copies = 0
+    ops = [Append(state="T", path=("items",), items=(number,)) for number in range(100)]
+    (record,) = records(room.receive(K1, push(1, *ops), NOW))
+    assert record.entry is not None
+    assert len(record.entry.ops) == 100
+    # Once to decide and once to make it so.
+    assert copies == 2
+    assert len(before) == 1000  # type: ignore[arg-type]
+    assert room.states["T"].values["items"] == [*range(1000), *range(100)]
+
+
+def test_what_was_handed_out_is_never_changed_in_place(room: Room) -> None:
+    room.receive(K1, push(1, put("tags", {"a": {"b": [1]}})), NOW)
+    image = room.snapshot("k2", "kernel").states["S"].values["tags"]
+    room.receive(K1, push(2, put("tags.a.c", 1), put("tags.a.d", 2), Delete(state="S", path=("tags", "a", "c"))), NOW)
+    assert image == {"a": {"b": [1]}}
+    assert held(room)["tags"] == {"a": {"b": [1], "d": 2}}

@@ -195,7 +195,7 @@ def test_apply_entry(case: Case) -> None:
         entry = msgspec.convert(values.unpack(step["entry"], []), type=Entry)
         touched = delta.apply_entry(states, entry)
         assert sorted(touched) == sorted((state, trait) for state, trait in step["touched"])
-        last.update(dict.fromkeys(step["touched"], entry.seq))
+        last.update(dict.fromkeys(map(tuple, step["touched"]), entry.seq))
     assert {(name, trait): item.seq for name, state in states.items() for trait, item in state.last.items()} == last
     after = {name: msgspec.structs.replace(state.image(), last={}) for name, state in states.items()}
     assert msgspec.to_builtins(after) == msgspec.to_builtins(msgspec.convert(case["after"], type=dict[str, StateImage]))

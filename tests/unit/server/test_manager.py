@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -14,6 +15,7 @@ from sharedwidgets.core.protocol import (
     Entries,
     Failure,
     Inc,
+    Join,
     Joined,
     Leave,
     Limits,
@@ -23,9 +25,11 @@ from sharedwidgets.core.protocol import (
     Ping,
     Pong,
     Resend,
+    Resume,
     Set,
     Slow,
     Snapshot,
+    TraitSchema,
 )
 from sharedwidgets.core.room import Author
 from sharedwidgets.errors import Forbidden, NoSuchRoom, SharedWidgetsError, StoreFailed
@@ -751,3 +755,145 @@ async def test_a_stopped_server_leaves_nobody_waiting(bench: Bench) -> None:
     done, waiting = await asyncio.wait([patch, look], timeout=5)
     assert not waiting
     assert all(isinstance(task.exception(), SharedWidgetsError) for task in done)
+
+
+# --- found by reading the code against its guarantees
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_h09_who_joins_in_a_window_that_fails_is_let_in_all_the_same(bench: Bench, when: str) -> None:
+    """Also when it is somebody else's push that the store does not take."""
+    ana = await bench.joined("ana")
+    bob = bench.local("bob").connect()
+    setattr(bench.store, when, 1)
+    ana.write(add())
+    await asyncio.gather(ana.send(), bob.ask())
+    await bob.next(Joined)
+    await bob.until(lambda: bob.replica.live)
+    await until(lambda: ana.replica.unsent or not ana.replica.undecided)
+    await ana.send()
+    bob.write(add())
+    await bob.send()
+    await bob.until(lambda: bob.replica.view("S")["count"] == 2)
+    assert not bob.replica.undecided
+
+
+async def test_a_hello_names_a_room_often_and_is_answered_once(bench: Bench) -> None:
+    ana = await bench.joined("ana")
+    again = [Resume(room="r", incarnation="?", epoch="?", seq=0, states=("S",))] * 1000
+    page = bench.local("page", kind="frontend").connect(*again)
+    await page.until(lambda: page.replica.live)
+    ana.write(add())
+    await ana.send()
+    await page.until(lambda: page.replica.view("S")["count"] == 1)
+    assert len(page.all(Snapshot)) == 1
+
+
+async def test_a_peer_that_asks_for_the_room_over_and_over_is_read_no_further(bench: Bench) -> None:
+    """Each answer may be the whole room; they are not queued by the thousand."""
+    await bench.joined("ana")
+    page = bench.local("page", kind="frontend").connect()
+    await page.join(make=False)
+    bench.store.gate.clear()
+    ana = bench.members[0]
+    ana.write(add())
+    await ana.send()
+    await turns()
+    asking = asyncio.get_running_loop().create_task(_ask_often(page, 100))
+    await turns(200)
+    assert not asking.done()
+    assert bench.manager._queues["r"].backlog <= managers.MOST_ASKED
+    bench.store.gate.set()
+    await asyncio.wait_for(asking, 5)
+
+
+async def _ask_often(page: Local, times: int) -> None:
+    for _ in range(times):
+        await page.say(Resume(room="r", incarnation="?", epoch="?", seq=0))
+
+
+async def test_a_refused_join_beside_a_granted_one_leaves_no_ghost(bench: Bench) -> None:
+    """The registry and the room must agree on who is in."""
+    bob = await bench.joined("bob")
+    ana = bench.local("ana").connect()
+    bad = {"count": TraitSchema(kind="text")}
+    bench.store.gate.clear()
+    bob.write(add())
+    await bob.send()
+    await ana.say(Join(id=1, room="r", state="S", schema=bad, values={"count": ""}))
+    await ana.say(Join(id=2, room="r", state="S"))
+    bench.store.gate.set()
+    await ana.next(Joined, lambda message: message.id == 2)
+    assert [message.id for message in ana.all(Failure)] == [1]
+    await bob.until(lambda: "ana" in bob.replica.members)
+    ana.drop()
+    await bob.until(lambda: bob.replica.members["ana"].state == "away")
+
+
+async def test_a_room_that_expires_does_not_take_a_newcomers_write_with_it(benches: Callable[..., Bench]) -> None:
+    """G3: who joins while the store deletes comes before the deletion, and stops it, or after it, into a new room."""
+    bench = benches(room_ttl=10.0)
+    ana = await bench.joined("ana")
+    ana.write(add())
+    await ana.send()
+    await ana.until(lambda: not ana.replica.undecided)
+    await ana.say(Leave(room="r"))
+    await until(lambda: bench.manager.registry._empty_since)
+    bench.store.deleting.clear()
+    bench.clock.now += 11.0
+    await until(lambda: bench.store.waiting)
+    bob = bench.local("bob").connect()
+    await bob.ask()
+    bob_write = asyncio.get_running_loop().create_task(bob.push(1, add(5)))
+    await turns()
+    bench.store.deleting.set()
+    await bob_write
+    await bob.until(lambda: bob.replica.live and bob.replica.seq == 2)
+    assert bob.replica.view("S")["count"] == 5
+    image = await bench.store.load("r")
+    assert image is not None
+    assert (image.incarnation, image.states["S"].values["count"]) == (bob.replica.incarnation, 5)
+
+
+async def test_a_room_that_is_joined_in_time_is_kept(benches: Callable[..., Bench]) -> None:
+    bench = benches(room_ttl=10.0)
+    ana = await bench.joined("ana")
+    await ana.say(Leave(room="r"))
+    await until(lambda: bench.manager.registry._empty_since)
+    queue = bench.manager._queues["r"]
+    bob = bench.local("bob").connect()
+    # The deletion is decided behind the join that came first.
+    await bob.ask()
+    bench.manager._expire("r")
+    await bob.next(Joined)
+    await turns()
+    assert bench.manager._queues["r"] is queue
+    assert await bench.manager.tokens() == ["r"]
+
+
+async def test_h26_a_server_that_was_held_up_takes_nobody_for_silent(benches: Callable[..., Bench]) -> None:
+    """A notebook that takes long to save stops the loop; what came meanwhile lies there unread."""
+    bench = benches(heartbeat_seconds=0.04, dead_seconds=1.0)
+    bench.manager._clock = time.monotonic
+    ana = await bench.joined("ana")
+    ana.connection.heard = bench.manager.clock()
+    await asyncio.sleep(0)
+    time.sleep(1.5)  # noqa: ASYNC251 - the very thing
+    await turns(5)
+    await asyncio.sleep(0.05)
+    assert not ana.ended
+    assert not ana.all(Bye)
+
+
+async def test_forgotten_marks_leave_the_store_too(benches: Callable[..., Bench]) -> None:
+    bench = benches(mark_seconds=50.0, away_seconds=1.0)
+    ana, bob = await bench.joined("ana"), await bench.joined("bob")
+    ana.write(add())
+    await ana.send()
+    await ana.until(lambda: not ana.replica.undecided)
+    ana.drop()
+    await until(lambda: "ana" not in bench.manager._queues["r"]._readers)
+    assert list(bench.store.inner._rooms["r"].marks) == ["ana"]
+    bench.clock.now += 60.0
+    bob.connection.heard = bench.clock.now
+    await until(lambda: not bench.store.inner._rooms["r"].marks)

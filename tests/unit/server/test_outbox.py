@@ -18,7 +18,9 @@ from sharedwidgets.core.protocol import (
     Entries,
     Entry,
     EntryOp,
+    Failure,
     Limits,
+    Member,
     Members,
     Nack,
     Pong,
@@ -286,7 +288,7 @@ async def test_back_pressure_ends_with_the_queue_or_with_the_connection(wire: Wi
     await asyncio.wait_for(wire.outbox.room_made(), 5)
     await wire.stall()
     for _ in range(30):
-        wire.outbox.control(Members(room="r", gone=("x" * 1000,)))
+        wire.outbox.control(Failure(problem=Problem(code="x", message="x" * 1000)))
     waiting = asyncio.get_running_loop().create_task(wire.outbox.room_made())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -294,7 +296,7 @@ async def test_back_pressure_ends_with_the_queue_or_with_the_connection(wire: Wi
     await asyncio.wait_for(waiting, 5)
     await wire.stall()
     for _ in range(30):
-        wire.outbox.control(Members(room="r", gone=("x" * 1000,)))
+        wire.outbox.control(Failure(problem=Problem(code="x", message="x" * 1000)))
     waiting = asyncio.get_running_loop().create_task(wire.outbox.room_made())
     await asyncio.sleep(0)
     wire.outbox.close()
@@ -309,3 +311,37 @@ async def test_finish_writes_what_waits_and_returns(wire: Wire) -> None:
     wire.open.set()
     await asyncio.wait_for(wire.task, 5)
     assert [type(message) for message in wire.heard] == [Snapshot, Pong, Entries]
+
+
+async def test_presence_that_waits_becomes_one_message(wire: Wire) -> None:
+    """Others may come and go by the thousand while a peer does not read."""
+    wire.snapshot()
+    await wire.stall()
+    before = wire.outbox.queued_bytes
+    for number in range(1000):
+        wire.outbox.control(Members(room="r", present=(Member(id=f"m{number % 3}", kind="script", since=float(number)),)))
+        wire.outbox.control(Members(room="q", gone=("x",)))
+    wire.outbox.control(Members(room="r", gone=("m1",)))
+    wire.outbox.control(Members(room="r", present=(Member(id="m9", kind="kernel"),)))
+    assert wire.outbox.queued_bytes - before < 1000
+    wire.open.set()
+    await wire.heard_so_far(4)
+    r, q = [message for message in wire.heard if isinstance(message, Members)]
+    assert {member.id: member.since for member in r.present} == {"m0": 999.0, "m2": 998.0, "m9": 0.0}
+    assert (r.gone, q.gone, r.complete) == (("m1",), ("x",), False)
+
+
+async def test_presence_behind_a_snapshot_is_told_behind_it(wire: Wire) -> None:
+    wire.snapshot()
+    await wire.stall()
+    wire.outbox.control(Members(room="r", present=(Member(id="a", kind="script"),)))
+    wire.snapshot()
+    wire.outbox.control(Members(room="r", gone=("a",)))
+    wire.outbox.control(Members(room="r", present=(Member(id="b", kind="script"),), complete=True))
+    wire.open.set()
+    await wire.heard_so_far(5)
+    kinds = [type(message).__name__ for message in wire.heard if not isinstance(message, Pong)]
+    assert kinds[-3:] == ["Members", "Snapshot", "Members"]
+    last = wire.heard[-1]
+    assert isinstance(last, Members)
+    assert ([member.id for member in last.present], last.gone, last.complete) == (["b"], (), True)
