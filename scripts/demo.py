@@ -74,7 +74,7 @@ class Demo:
     def start(self, *arguments: str) -> None:
         """Start the server and wait until it answers."""
         root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        command = [sys.executable, "-m", "jupyter", "lab", "--no-browser"]
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser"]
         command += [f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.root}"]
         with (self.folder / "server.log").open("wb") as log:
             self.server = subprocess.Popen(

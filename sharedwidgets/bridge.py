@@ -22,7 +22,7 @@ from sharedwidgets.core.protocol import Actor, Op, Problem
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
 from sharedwidgets.core.values import Value, same
 from sharedwidgets.delivery import Delivery, Mode
-from sharedwidgets.errors import SharedWidgetsError
+from sharedwidgets.errors import InvalidValue, SharedWidgetsError
 from sharedwidgets.traits import SharedTrait
 
 log = logging.getLogger("sharedwidgets")
@@ -171,7 +171,12 @@ class Bridge:
         InvalidValue, Forked, Closed, RoomGone
         """
         self.connection.check_usable()
-        return self.traits[trait].to_wire(new, self.owner)
+        try:
+            return self.traits[trait].to_wire(new, self.owner)
+        except InvalidValue as error:
+            error.located(room=self.session.room, state=self.state)
+            error.message = f"{self.owner._class_name()}.{'.'.join(error.path)}: {error.message}"
+            raise
 
     def write(self, trait: str, raw: Any, value: Value) -> list[Callable[[], None]]:
         """An assignment was made: show it, and send what differs from what its author saw.
