@@ -26,7 +26,7 @@ def test_snippets_run(server: LiveServer, tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(snippets) >= 5
     script = tmp_path / "readme.py"
-    checks = "assert counter.wait_until(lambda: counter.count == 4, 5), counter.count\nassert shared['count'] == 4, dict(shared)\n"
+    checks = "assert counter.wait_until(lambda: counter.count == 4, 5)\nassert shared['count'] == 4, dict(shared)\n"
     script.write_text("def work(*_): pass\n\n" + "\n".join(snippets) + "\n" + checks)
     answer = subprocess.run(
         [sys.executable, "-X", "dev", str(script)], capture_output=True, text=True, timeout=60, env=server.kernel_environ()
