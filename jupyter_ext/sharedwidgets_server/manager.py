@@ -754,26 +754,42 @@ class RoomQueue:
         Pushes come again from their authors, who are asked to; whatever else was decided is decided once more, and so are the
         pushes of those who came in this window, behind their coming.
         """
-        told = set(self._readers)
-        fresh = await self._reloaded(room)
+        told = self._told(batch)
+        fresh = await self._reloaded(room, told)
         written = (fresh.incarnation, fresh.seq) == (room.incarnation, room.seq)
         failed = StoreFailed("the room could not be written down; nothing was changed, try again", room=self.token)
         for effect in effects:
             if isinstance(effect, Answer):
                 self._manager.answer(effect.ticket, effect.outcome if written else failed)
         await self._back_off()
-        again = [
-            item
-            for item in batch
-            if not isinstance(item, (_Request, _Reset))
-            and not (isinstance(item, _FromClient) and isinstance(item.message, Push) and item.author.boot in told)
-        ]
+        again: list[_Input] = []
+        came: set[str] = set()
+        for item in batch:
+            if isinstance(item, _FromClient) and not isinstance(item.message, Push):
+                came.add(item.author.boot)
+            elif isinstance(item, _FromClient) and (item.author.boot in told or item.author.boot not in came):
+                continue
+            if not isinstance(item, (_Request, _Reset)):
+                again.append(item)
         self._inputs.extendleft(reversed(again))
         return fresh
 
+    def _told(self, batch: Sequence[_Input]) -> set[str]:
+        """The boots that are in, and stay so on the connection this room speaks to: they can be told what was lost.
+
+        One that went in it, or came back on another connection, is brought in by its own words, which are decided once more.
+        """
+        told = set(self._readers)
+        for item in batch:
+            if isinstance(item, _Disconnected):
+                told.discard(item.boot)
+            elif isinstance(item, _FromClient) and item.generation != self._speaks.get(item.author.boot):
+                told.discard(item.author.boot)
+        return told
+
     async def _without(self, room: Room, broken: _Input) -> Room:
         """An input broke the room's rules for itself, which is a bug: go on from the store, and refuse the input for good."""
-        fresh = await self._reloaded(room)
+        fresh = await self._reloaded(room, self._readers)
         error = SharedWidgetsError("the server failed on this; tell its operator to look into the log", room=self.token)
         effects: Sequence[Effect] = []
         match broken:
@@ -815,10 +831,10 @@ class RoomQueue:
             item.answer.set_result(None)
         return await self._load()
 
-    async def _reloaded(self, room: Room) -> Room:
+    async def _reloaded(self, room: Room, told: Iterable[str]) -> Room:
         """The room as the store has it, under a new epoch, with everyone who is here brought to it."""
         fresh = await self._load()
-        authors = fresh.adopt(room, self._readers, self._manager.now())
+        authors = fresh.adopt(room, told, self._manager.now())
         self._run = _Run()
         self._readers = {author.boot: author.audience for author in authors}
         for effect in fresh.recovered(authors):

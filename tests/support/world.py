@@ -338,15 +338,27 @@ class Shell:
 
     def _recover(self, window: Window) -> None:
         told = set(self.readers)
+        for connection, item in window.inputs:
+            boot = connection.client.boot
+            elsewhere = isinstance(item, (Join, Resume, Push)) and self.readers.get(boot) is not connection
+            if isinstance(item, Closed) or elsewhere:
+                told.discard(boot)
         fresh = self._load()
-        authors = fresh.adopt(self.room, self.readers, self.world.now)
+        authors = fresh.adopt(self.room, told, self.world.now)
         self.room = fresh
         self._run, self._decided = [], {}
         self.readers = {who.boot: self.readers[who.boot] for who in authors}
         for effect in fresh.recovered(authors):
             assert isinstance(effect, Send)
             self._perform(effect, self.readers[effect.boot])
-        again = [item for item in window.inputs if not isinstance(item[1], Push) or item[0].client.boot not in told]
+        again: list[Input] = []
+        came: set[str] = set()
+        for connection, item in window.inputs:
+            boot = connection.client.boot
+            if isinstance(item, (Join, Resume)):
+                came.add(boot)
+            if not isinstance(item, Push) or (boot in came and boot not in told):
+                again.append((connection, item))
         self.inputs.extendleft(reversed(again))
 
     def restart(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -776,6 +777,37 @@ async def test_h09_who_joins_in_a_window_that_fails_is_let_in_all_the_same(bench
     await bob.send()
     await bob.until(lambda: bob.replica.view("S")["count"] == 2)
     assert not bob.replica.undecided
+
+
+async def test_h09_who_comes_back_in_a_window_that_fails_loses_no_push(bench: Bench) -> None:
+    """Found by a simulation: its pushes went with the window, and nobody asked the new connection for them again."""
+    ana, bob = await bench.joined("ana"), await bench.joined("bob")
+    append, calls = bench.store.append, 0
+
+    async def second_fails(*batch: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("disk full")
+        await append(*batch)
+
+    bench.store.append = second_fails  # type: ignore[method-assign]
+    bench.store.gate.clear()
+    bob.write(add())
+    await bob.send()
+    ana.drop()
+    ana.replica.disconnected()
+    back = bench.local("ana", replica=ana.replica).connect(ana.replica.position(["S"]))
+    for _ in range(3):
+        ana.replica.write([add()], group=True)
+    await back.send()
+    bench.store.gate.set()
+    await until(lambda: calls > 2)
+    await until(lambda: ana.replica.unsent or not ana.replica.undecided)
+    await back.send()
+    await back.until(lambda: not ana.replica.undecided)
+    await bob.until(lambda: bob.replica.view("S")["count"] == 4)
+    assert await stored(bench) == 4
 
 
 async def test_a_hello_names_a_room_often_and_is_answered_once(bench: Bench) -> None:
