@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sharedwidgets.binding import bind as bind
     from sharedwidgets.core.protocol import Member as Member
+    from sharedwidgets.locks import Lock as Lock
+    from sharedwidgets.locks import lock as lock
     from sharedwidgets.room import Room as Room
     from sharedwidgets.room import connect as connect
     from sharedwidgets.state import SharedState as SharedState
 
 _HOME = {
+    "Lock": "sharedwidgets.locks",
     "Member": "sharedwidgets.core.protocol",
     "Room": "sharedwidgets.room",
     "SharedState": "sharedwidgets.state",
     "bind": "sharedwidgets.binding",
     "connect": "sharedwidgets.room",
+    "lock": "sharedwidgets.locks",
 }
 
-__all__ = ["Member", "Room", "SharedState", "bind", "connect", "errors"]
+__all__ = ["Lock", "Member", "Room", "SharedState", "bind", "connect", "errors", "lock"]
 
 
 def __getattr__(name: str) -> Any:

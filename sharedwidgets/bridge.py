@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sharedwidgets import host
+from sharedwidgets import host, leases
 from sharedwidgets.connection import Connection, Session, Written
-from sharedwidgets.core.protocol import Actor, Op, Problem
+from sharedwidgets.core.protocol import Actor, LockName, Op, Problem
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
 from sharedwidgets.core.values import Value, same
 from sharedwidgets.delivery import Delivery, Mode
-from sharedwidgets.errors import InvalidValue, SharedWidgetsError
+from sharedwidgets.errors import InvalidValue, Locked, SharedWidgetsError
 from sharedwidgets.traits import SharedTrait
 
 log = logging.getLogger("sharedwidgets")
@@ -30,6 +30,8 @@ log = logging.getLogger("sharedwidgets")
 
 # The version of a value that is in no replica: whatever the replica holds is newer.
 UNSEEN = -1
+# How long an assignment waits for its turn, where the class says that it does.
+TURN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Bridge:
         Where news reach the owner's observers.
     context : contextvars.Context, optional
         In which they run; a copy of the caller's by default.
+    waits : bool
+        Whether an assignment takes a turn when somebody else holds the state's lock, or raises `Locked`.
     """
 
     def __init__(
@@ -123,8 +127,10 @@ class Bridge:
         traits: Mapping[str, SharedTrait],
         mode: Mode,
         context: contextvars.Context | None = None,
+        waits: bool = False,
     ) -> None:
         self.owner = owner
+        self.waits = waits
         self.session = session
         self.connection: Connection = session.connection
         self.state = state
@@ -221,7 +227,7 @@ class Bridge:
                 ops = self.session.replica.assign(self.state, trait, before, value)
                 written = Written(self.session.replica.version, [])
             if ops:
-                written = self.connection.write(self.session, ops, group=len(ops) > 1, author=self.hear)
+                written = self._written(ops, group=len(ops) > 1)
             with self._lock:
                 # Otherwise another thread was on the heels of this write, and what is shown is newer.
                 if not self._over and self._shown[trait].version <= written.version:
@@ -234,6 +240,20 @@ class Bridge:
             if missed:
                 self._show_late()
         return written.then
+
+    def _written(self, ops: list[Op], *, group: bool) -> Written:
+        """Write, and where somebody else holds the lock, raise or take a turn, as the class says."""
+        try:
+            return self.connection.write(self.session, ops, group=group, author=self.hear)
+        except Locked:
+            if not self.waits:
+                raise
+        name = LockName(kind="state", name=self.state)
+        tenure = leases.acquire(self.connection, self.session, name, TURN_SECONDS, None)
+        try:
+            return self.connection.write(self.session, ops, group=group, author=self.hear)
+        finally:
+            leases.release(self.connection, self.session, tenure, TURN_SECONDS)
 
     def _show_late(self) -> None:
         """What came while nothing might be put in is due; a thread that waits for it may have looked too early."""
@@ -340,7 +360,7 @@ class Bridge:
         try:
             written = Written(UNSEEN, [])
             if ops:
-                written = self.connection.write(self.session, ops, group=True, author=self.hear)
+                written = self._written(ops, group=True)
         except BaseException as error:
             self._end_unsent(before, dict(now), "rollback", undone=isinstance(error, undone_by))
             raise
@@ -410,6 +430,18 @@ class Bridge:
         if ended is not None and not self._over:
             self.owner._room_ended(ended)
 
+    def settle(self) -> bool:
+        """Show what the replica holds by now, telling nobody yet, for a lock just taken (G6); whether it may be shown."""
+        with self._lock:
+            if self._over:
+                return True
+            if self._holds or self._writing:
+                return False
+            dirty = dict(self._dirty)
+        put = self._put(dirty)
+        self.delivery.ring()
+        return put
+
     def show_all(self, origin: ChangeOrigin, *, now: bool) -> None:
         """Show every trait of the state, as after a join: on this thread before it goes on, or where news are delivered."""
         with self._lock:
@@ -435,6 +467,11 @@ class Bridge:
                 value = None
             self._shown[trait] = Shown(value, UNSEEN)
         self.connection.listen(self.session, self.hear)
+        self.session.settlers.append(self.settle)
+        self.session.groupers.append(self._in_group_here)
+
+    def _in_group_here(self) -> bool:
+        return self._group is not None and self._in_group()
 
     def end(self) -> None:
         """Hear no more, and put nothing in any more. Never blocks on the server."""
@@ -443,6 +480,9 @@ class Bridge:
             for waiting in (self._dirty, self._fresh, self._events, self._refused):
                 waiting.clear()
         self.connection.unlink(self.session, self.state, self.hear)
+        for hooks, hook in ((self.session.settlers, self.settle), (self.session.groupers, self._in_group_here)):
+            if hook in hooks:
+                hooks.remove(hook)
         self.delivery.close()
 
     def end_soon(self) -> None:

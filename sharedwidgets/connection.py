@@ -50,6 +50,7 @@ from sharedwidgets.core.protocol import (
     Snapshot,
     TraitSchema,
     Upstream,
+    Waiting,
     Welcome,
 )
 from sharedwidgets.core.replica import News, Replica
@@ -70,6 +71,7 @@ from sharedwidgets.errors import (
     WrongThread,
     from_code,
 )
+from sharedwidgets.leases import Leases
 
 if TYPE_CHECKING:
     from tornado.websocket import WebSocketClientConnection
@@ -117,6 +119,7 @@ class Session:
         self.connection = connection
         self.room = room
         self.replica = Replica(room)
+        self.leases = Leases(room)
         self.states: dict[str, Wanted] = {}
         self.links: Counter[str] = Counter()
         self.users = 0
@@ -128,8 +131,23 @@ class Session:
         # Why the room is no more; this object of it is dead then, and a link makes another.
         self.ended: Problem | None = None
         self.listeners: list[Listener] = []
+        # What puts the replica's values into the traits of an object, silently; whether it could. And who is grouping writes.
+        self.settlers: list[Callable[[], bool]] = []
+        self.groupers: list[Callable[[], bool]] = []
         # Joins that were answered, and hold once the replica reached their seq.
         self.answered: list[tuple[int, _Request]] = []
+
+    def settle(self) -> bool:
+        """Have every object of this process show what the replica holds by now (G6); whether all of them do."""
+        with self.connection.lock:
+            settlers = [*self.settlers]
+        # Each of them, whatever the one before could do.
+        shown = [settle() for settle in settlers]
+        return all(shown)
+
+    def grouping(self) -> bool:
+        """Whether the thread or task that runs keeps writes of this room back."""
+        return any(grouping() for grouping in [*self.groupers])
 
 
 @dataclass
@@ -351,7 +369,8 @@ class Connection:
         with self.lock:
             if session.ended is not None:
                 raise from_code(session.ended.code, session.ended.message, room=session.room)
-            news = session.replica.write(ops, group=group, depth=depth)
+            fences = session.leases.fences(ops, session.replica)
+            news = session.replica.write(ops, group=group, depth=depth, fences=fences)
             version = session.replica.version
             listeners = [listener for listener in session.listeners if listener != author]
             self.changed.notify_all()
@@ -518,6 +537,10 @@ class Connection:
         if os.getpid() != self.pid:
             raise Forked("this object was linked before the process forked; link it again here")
 
+    def wake(self) -> None:
+        """There is something to say."""
+        self._wake_up()
+
     def _wake_up(self) -> None:
         with self.lock:
             if self._awake:
@@ -605,6 +628,7 @@ class Connection:
         self._said = None
         writer = self._loop.create_task(self._write(socket))
         watcher = self._loop.create_task(self._watch(socket))
+        keeper = self._loop.create_task(self._keep_leases())
         assembler = codec.Assembler(WELCOME_BYTES)
         writer.add_done_callback(lambda done: self._hang_up(socket, done))
         try:
@@ -625,10 +649,12 @@ class Connection:
         finally:
             writer.cancel()
             watcher.cancel()
+            keeper.cancel()
             socket.close()
             with self.lock:
                 for session in self._sessions.values():
                     session.replica.disconnected()
+                    session.leases.disconnected()
         return self._said
 
     def _hang_up(self, socket: WebSocketClientConnection, writer: asyncio.Task[None]) -> None:
@@ -703,6 +729,7 @@ class Connection:
         for token, session in list(self._sessions.items()):
             if not self._held_back(session):
                 messages += session.replica.take(self.limits.in_flight_pushes)
+                messages += session.leases.due(session.replica, lambda: next(self._ids))
             if session.leaving and not session.replica.undecided:
                 messages.append(Leave(room=token))
                 del self._sessions[token]
@@ -723,7 +750,7 @@ class Connection:
                     self._member = (message.member, message.secret)
                     self._turned("live", None)
                 self._wake.set()
-            case Snapshot() | Entries() | Nack() | Resend() | Members():
+            case Snapshot() | Entries() | Nack() | Resend() | Members() | Waiting():
                 self._feed(message)
             case Joined():
                 with self.lock:
@@ -751,7 +778,7 @@ class Connection:
             case Pong():
                 pass
 
-    def _feed(self, message: Snapshot | Entries | Nack | Resend | Members) -> None:
+    def _feed(self, message: Snapshot | Entries | Nack | Resend | Members | Waiting) -> None:
         with self.lock:
             session = self._sessions.get(message.room)
             if session is None:
@@ -764,7 +791,8 @@ class Connection:
             if isinstance(message, Snapshot):
                 self._bring_back(session, [name for name in session.states if name not in session.replica.states], held)
             self._settle(session)
-            more = bool(self._control) or session.replica.unsent > 0 or session.leaving
+            session.leases.heard(session.replica, news, self._loop.time(), anew=isinstance(message, Snapshot))
+            more = bool(self._control) or session.replica.unsent > 0 or session.leaving or not session.leases.claims.idle
             listeners = [*session.listeners]
             self.changed.notify_all()
         if more:
@@ -801,6 +829,8 @@ class Connection:
         with self.lock:
             request = self._requests.pop(message.id, None) if message.id is not None else None
             session = self._sessions.get(message.room or "")
+            if session is not None and message.id is not None and session.leases.refused(message.id, problem):
+                return
             if request is None and session is not None:
                 session.resuming = False
                 if isinstance(error, NoSuchRoom):
@@ -843,6 +873,7 @@ class Connection:
                 return
             news = session.replica.abandon(message.problem)
             news.ended = session.ended = message.problem
+            session.leases.ended()
             listeners = [*session.listeners]
             doomed = {number: item for number, item in self._requests.items() if item.session is session}
             for number in doomed:
@@ -894,6 +925,17 @@ class Connection:
                 if self.idle:
                     break
         self._retry_now = False
+
+    async def _keep_leases(self) -> None:
+        """Renew what is held, for as long as whoever holds it lives."""
+        while True:
+            await asyncio.sleep(min(1.0, self.limits.lease_seconds / 10))
+            with self.lock:
+                for session in self._sessions.values():
+                    self._control.extend(session.leases.renewals(self._loop.time(), self.limits.hold_seconds))
+                said = bool(self._control)
+            if said:
+                self._wake.set()
 
     async def _watch(self, socket: WebSocketClientConnection) -> None:
         """The server pings in silence; when even that stops, the connection is dead."""

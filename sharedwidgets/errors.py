@@ -19,6 +19,9 @@
     │   └── NoSuchPath                     no-such-path
     ├── SchemaConflict                     schema-conflict      two classes disagree about one trait
     ├── RevisionMismatch                   revision-mismatch    the value changed since it was read
+    ├── Locked                             locked               somebody else holds the lock of the state
+    ├── LockLost                           lock-lost            the lock is not held any more
+    ├── LockOrder (RuntimeError)           lock-order           taken where two could wait for each other
     ├── RoomGone                           room-gone            the room was deleted under its members
     ├── OutcomeUnknown                     outcome-unknown      nobody can say whether the write took effect
     ├── StoreFailed                        store-failed         the room cannot be written down at present
@@ -27,6 +30,7 @@
     │   ├── GoingAway                      going-away           it shuts down; come back
     │   ├── Replaced                       replaced             a newer connection of the same process took over
     │   └── Silent                         silent               nothing was heard for too long
+    ├── LockTimeout (TimeoutError)         lock-timeout         somebody else held the lock for too long
     ├── LinkTimeout (TimeoutError)         timeout              no answer in the time given
     ├── ServerNotFound (ConnectionError)   server-not-found     no server to talk to
     │   └── ServerRefused                                       there is one, and it does not take this client
@@ -181,6 +185,30 @@ class RevisionMismatch(SharedWidgetsError):
     """The state changed since the revision named by the caller."""
 
     code = "revision-mismatch"
+
+
+class Locked(SharedWidgetsError):
+    """Somebody else holds the lock of the state; nothing was written."""
+
+    code = "locked"
+
+
+class LockLost(SharedWidgetsError):
+    """The lock was lost: its lease ran out, it was broken, or its process was taken for dead."""
+
+    code = "lock-lost"
+
+
+class LockOrder(SharedWidgetsError, RuntimeError):
+    """A lock taken inside a transaction, or out of order while another is held: two could wait for each other for ever."""
+
+    code = "lock-order"
+
+
+class LockTimeout(SharedWidgetsError, TimeoutError):
+    """Somebody else held the lock for longer than one wanted to wait."""
+
+    code = "lock-timeout"
 
 
 class RoomGone(SharedWidgetsError):

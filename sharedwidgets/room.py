@@ -16,11 +16,12 @@ from sharedwidgets.connection import Connection, LinkState, Session, Wanted, sha
 from sharedwidgets.core import delta
 from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.delta import MAX_NAME
-from sharedwidgets.core.protocol import Append, Inc, LastChange, Member, Op, Set
+from sharedwidgets.core.protocol import Append, Inc, LastChange, LockName, Member, Op, Set
 from sharedwidgets.core.replica import Change, News, Refused
 from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, from_code
+from sharedwidgets.locks import WAIT_SECONDS, Lock
 
 log = logging.getLogger("sharedwidgets")
 
@@ -95,9 +96,14 @@ class Room(Mapping[str, "RoomState"]):
         self._closed = False
         # The ops of open transactions, by the thread or task that opened them.
         self._groups: dict[tuple[int, int], list[Op]] = {}
+        self._mode: Mode = delivery
         self._delivery = Delivery(self._deliver, delivery)
         with self._connection.lock:
             session.listeners.append(self._hear)
+        session.groupers.append(self._in_transaction)
+
+    def _in_transaction(self) -> bool:
+        return host.owner() in self._groups
 
     @property
     def token(self) -> str:
@@ -173,6 +179,21 @@ class Room(Mapping[str, "RoomState"]):
         if ops:
             self._send(ops, group=True)
 
+    def lock(self, name: str, timeout: float = WAIT_SECONDS, lease: float | None = None) -> Lock:
+        """A lock of this name, known to everyone in the room; it covers nothing by itself.
+
+        Parameters
+        ----------
+        name : str
+            1 to 256 characters.
+        timeout, lease : float
+            As for `SharedState.lock`.
+        """
+        self._check_open()
+        if not 0 < len(text(name)) <= MAX_NAME:
+            raise InvalidValue(f"the name of a lock has 1 to {MAX_NAME} characters, not {len(name)}", room=self.token)
+        return Lock(self._session, LockName(kind="named", name=name), timeout=timeout, lease=lease, mode=self._mode)
+
     def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
         """Call back for each trait that changed, own writes apart; the newest value counts, some in between may be skipped.
 
@@ -234,6 +255,8 @@ class Room(Mapping[str, "RoomState"]):
         with self._connection.lock:
             if self._hear in self._session.listeners:
                 self._session.listeners.remove(self._hear)
+            if self._in_transaction in self._session.groupers:
+                self._session.groupers.remove(self._in_transaction)
         self._delivery.close()
         self._connection.close_session(self._session)
 

@@ -22,10 +22,11 @@ from traitlets.utils.bunch import Bunch
 from sharedwidgets import bundle, cells, discovery, host
 from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, shared
-from sharedwidgets.core.protocol import LastChange, Member, Problem, TraitSchema
+from sharedwidgets.core.protocol import LastChange, LockName, Member, Problem, TraitSchema
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.errors import InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
+from sharedwidgets.locks import WAIT_SECONDS, LocalLock, Lock, Mutex
 from sharedwidgets.room import Room
 from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, is_private, prepared, shared_trait
 
@@ -44,6 +45,7 @@ RESERVED = frozenset(
 CLASS_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "state_name": (lambda name: isinstance(name, str) and 0 < len(name) <= 256, "a text of 1 to 256 characters"),
     "delivery": (lambda mode: mode in ("main", "thread"), "'main' or 'thread'"),
+    "on_locked": (lambda how: how in ("raise", "wait"), "'raise' or 'wait'"),
 }
 # How long a constructor waits for its room before the object starts out private.
 CONSTRUCTOR_SECONDS = 3.0
@@ -106,6 +108,9 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         Name of the state in a room; the class name by default.
     delivery : "main" or "thread"
         Where observers of remote changes run: on the kernel's main thread (default), or on a thread of the object's own.
+    on_locked : "raise" or "wait"
+        What an assignment does while somebody else holds the state's lock: raise `Locked` (default), or take its turn, which is
+        ``with state.lock(timeout=5)`` around it.
     """
 
     _options: ClassVar[dict[str, Any]] = {}
@@ -131,6 +136,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         self._handle: Room | None = None
         self._waiting: threading.Event | None = None
         self._in_transaction: tuple[int, int] | None = None
+        self._mutex = Mutex()
         super().__init__(_view_esm=bundle.source(self._view_source), **traits)
         self.on_msg(send_module)
         self._say_link()
@@ -231,6 +237,45 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         if self._handle is None:
             self._handle = Room(bridge.connection.open(bridge.session.room), self._mode())
         return self._handle
+
+    # --- locks
+
+    def lock(self, timeout: float = WAIT_SECONDS, lease: float | None = None) -> Any:
+        """The lock of this state: while it is held, nobody else anywhere writes the state's traits.
+
+        ::
+
+            with counter.lock():
+                counter.count += 1  # read, change and write that cannot be lost
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait for its turn; then `LockTimeout` names the holder.
+        lease : float, optional
+            Seconds it lasts without being renewed, for bodies that let no other code run; 15 by default.
+
+        Returns
+        -------
+        Lock
+            To be used as ``with`` or ``async with``. While the state is not linked it is a `LocalLock` of this process.
+        """
+        bridge = self._bridge
+        if bridge is None:
+            return LocalLock(self._mutex, timeout)
+        name = LockName(kind="state", name=bridge.state)
+        return Lock(bridge.session, name, timeout=timeout, lease=lease, mode=self._mode())
+
+    @property
+    def locked_by(self) -> Member | None:
+        """Who holds the lock of this state, this process too; None when nobody does, or while unlinked."""
+        bridge = self._bridge
+        if bridge is None:
+            return None
+        with bridge.connection.lock:
+            replica = bridge.session.replica
+            holder = replica.locks.get(LockName(kind="state", name=bridge.state))
+            return None if holder is None else replica.members.get(holder.member)
 
     # --- while linked
 
@@ -502,7 +547,8 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
     def _adopt(self, session: Session, context: contextvars.Context | None = None) -> Bridge:
         """The room has the state: from now on this object is linked to it. The values of before the first link are kept."""
-        bridge = Bridge(self, session, self._state_name(), self._shared(), self._mode(), context)
+        waits = self._options.get("on_locked") == "wait"
+        bridge = Bridge(self, session, self._state_name(), self._shared(), self._mode(), context, waits)
         try:
             private = {name: getattr(self, name) for name in self._shared()} if self._bridge is None else self._private
             bridge.begin()

@@ -460,3 +460,54 @@ describe("chains", () => {
     expect(server.pushes.length).toBe(before + 2);
   });
 });
+
+describe("while somebody holds the lock", () => {
+  test("the control is disabled, and an edit that comes all the same is undone", async () => {
+    const { server, state, slider, end } = await one();
+    slider.set("disabled", false);
+    const release = server.lock("r", "S");
+    await server.settle();
+    expect(slider.get("disabled")).toBe(true);
+    press(slider);
+    await server.settle();
+    expect([slider.get("value"), state.get("count"), server.pushes.length]).toEqual([5, 5, 0]);
+    server.write("r", "S", "count", 8);
+    await server.settle();
+    expect(slider.get("value")).toBe(8);
+    release();
+    await server.settle();
+    expect(slider.get("disabled")).toBe(false);
+    press(slider);
+    await server.settle();
+    expect(server.value("r", "S", "count")).toBe(9);
+    end();
+  });
+
+  test("one that was disabled before stays so, and one that ends meanwhile is as it was", async () => {
+    const { server, slider, end } = await one();
+    slider.set("disabled", true);
+    const release = server.lock("r", "S");
+    await server.settle();
+    release();
+    await server.settle();
+    expect(slider.get("disabled")).toBe(true);
+    slider.set("disabled", false);
+    server.lock("r", "S");
+    await server.settle();
+    end();
+    expect(slider.get("disabled")).toBe(false);
+  });
+
+  test("one that cannot be disabled is left alone, and a page that comes later knows of the lock", async () => {
+    const server = counter(5);
+    const [tab] = await tabs(1, server);
+    server.lock("r", "S");
+    await server.settle();
+    expect(tab?.slider.get("disabled")).toBeUndefined();
+    const [late] = await tabs(1, server);
+    late?.slider.set("disabled", false);
+    press(late?.slider ?? new FakeModel({}));
+    await server.settle();
+    expect([late?.slider.get("value"), server.pushes.length]).toEqual([5, 0]);
+  });
+});

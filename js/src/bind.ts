@@ -42,12 +42,27 @@ export function bindModels(rooms: Rooms, source: readonly [Model, string], targe
     put(state.get(trait), true);
   };
 
+  // While somebody holds the state's lock nobody else can write it: the control says so, as far as it can be disabled.
+  let before: unknown = null;
+  let shut = false;
+  const drawLock = (): void => {
+    const locked = linked.holder !== null;
+    if (locked === shut || typeof widget.get("disabled") !== "boolean") return;
+    if (locked) before = widget.get("disabled");
+    shut = locked;
+    widget.set("disabled", locked ? true : before);
+  };
+  const unwatch = linked.watch(drawLock);
+  drawLock();
+
   state.on(`change:${trait}`, toTarget);
   widget.on(`change:${name}`, toSource);
   toTarget();
   return () => {
     state.off(`change:${trait}`, toTarget);
     widget.off(`change:${name}`, toSource);
+    unwatch();
+    if (shut) widget.set("disabled", before);
     linked.close();
   };
 }

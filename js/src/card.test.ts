@@ -359,3 +359,19 @@ describe("the end", () => {
     ]);
   });
 });
+
+describe("a lock", () => {
+  test("names who holds it, until it is free", async () => {
+    const shown = await card();
+    const hidden = (): unknown => shown.el.querySelector<HTMLElement>(".sw-lock")?.hidden;
+    expect(hidden()).toBe(true);
+    const release = shown.server.lock("r", "S", MARKUP);
+    await shown.server.settle();
+    expect([hidden(), shown.text(".sw-lock")]).toEqual([false, `Locked by ${MARKUP}`]);
+    shown.model.set("n", 9);
+    expect(shown.text(".sw-trouble")).toContain(TROUBLES.locked?.next);
+    release();
+    await shown.server.settle();
+    expect(hidden()).toBe(true);
+  });
+});

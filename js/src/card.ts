@@ -33,6 +33,8 @@ export const TROUBLES: { readonly [code: string]: { readonly text: string; reado
     text: "Page and server are of different releases.",
     next: "Install the same release in both places and reload.",
   },
+  locked: { text: "Somebody else holds the lock.", next: "Wait until it is free, then set it again." },
+  "lock-lost": { text: "The lock was lost.", next: "Look at the value, and set it again." },
   "going-away": { text: "Not connected.", next: "Nothing to do: this page comes back with it." },
   silent: { text: "The server was not heard.", next: "Nothing to do: the connection is opened again." },
   closed: { text: "The connection was lost.", next: "Nothing to do: it is opened again, and nothing you set is lost." },
@@ -60,6 +62,8 @@ const STYLE = `
 .sharedwidgets-card .sw-trouble {
   margin: 6px 0 0; padding: 4px 8px; border-left: 3px solid var(--jp-error-color1, #c62828); overflow-wrap: anywhere;
 }
+.sharedwidgets-card .sw-lock { margin: 6px 0 0; overflow-wrap: anywhere; }
+.sharedwidgets-card .sw-lock[hidden] { display: none; }
 .sharedwidgets-card .sw-trouble[hidden] { display: none; }
 .sharedwidgets-card dl {
   display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr); gap: 2px 12px; margin: 6px 0;
@@ -84,6 +88,8 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
   const token = child(header, "code", "sw-token");
   const link = child(header, "span", "sw-link");
   link.setAttribute("role", "status");
+  const lock = child(card, "p", "sw-lock");
+  lock.setAttribute("role", "status");
   const trouble = child(card, "p", "sw-trouble");
   trouble.setAttribute("role", "alert");
   const list = child(card, "dl", "sw-values");
@@ -100,6 +106,9 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
     card.setAttribute("aria-label", facts.room === "" ? `${facts.state}, private` : `${facts.state} in room ${facts.room}`);
     card.dataset.link = linkKind(state, facts.offline);
     setText(link, linkText(state, facts.offline, room?.here === true));
+    const { holder } = linked;
+    lock.hidden = holder === null;
+    setText(lock, holder === null ? "" : `Locked by ${holder.label === "" ? holder.member.slice(0, 8) : holder.label}`);
     drawTrouble(trouble, linked.trouble ?? room?.trouble ?? problemOfLink(state), facts.offline);
     drawValues(list, cells, linked.values());
     const present = [...(room?.replica.members.values() ?? [])].sort((left, right) => left.since - right.since);

@@ -71,7 +71,7 @@ export function applyEntry(states: States, entry: Entry): TraitKey[] {
       for (const trait of Object.keys(op.schema)) state.last.set(trait, change);
       for (const [trait, schema] of Object.entries(op.schema)) state.schema.set(trait, schema);
       for (const [trait, value] of Object.entries(op.values)) state.values.set(trait, value);
-    } else {
+    } else if (op.op !== "granted" && op.op !== "freed") {
       const trait = traitOf(op);
       const { value } = find(states, op.state, trait);
       states.get(op.state)?.values.set(trait, apply(value, op));
@@ -83,6 +83,7 @@ export function applyEntry(states: States, entry: Entry): TraitKey[] {
 
 /** The traits an op concerns. */
 export function touched(op: EntryOp): TraitKey[] {
+  if (op.op === "granted" || op.op === "freed") return [];
   if (op.op === "define") return Object.keys(op.schema).map((trait) => ({ state: op.state, trait }));
   return [{ state: op.state, trait: traitOf(op) }];
 }

@@ -68,6 +68,11 @@ export class TooLarge extends SharedWidgetsError {
   static override readonly code: string = "too-large";
 }
 
+/** Somebody else holds the lock of the state. */
+export class Locked extends SharedWidgetsError {
+  static override readonly code: string = "locked";
+}
+
 /** The room has no state of this name. */
 export class NoSuchState extends SharedWidgetsError {
   static override readonly code: string = "no-such-state";

@@ -4,7 +4,7 @@
 // shared value afterwards: two paths for one value make widgets oscillate. So a change that came by comm is put back, and the
 // kernel neither sends nor takes shared values by comm while it is linked.
 
-import type { Problem } from "./protocol";
+import type { LockImage, Problem } from "./protocol";
 import type { PageRoom, Rooms, Told } from "./rooms";
 import { explain } from "./rooms";
 import { isDict, isList, normalise, same, type Value } from "./values";
@@ -66,6 +66,11 @@ export class LinkedModel {
     this.unlink(null);
     for (const end of this.ends.splice(0)) end();
     this.watchers.clear();
+  }
+
+  /** Who holds the lock of this state; null when nobody does. */
+  get holder(): LockImage | null {
+    return this.room?.replica.holder(this.facts.state) ?? null;
   }
 
   /** The traits the room has of this state now; before the first snapshot those the kernel painted. */

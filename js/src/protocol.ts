@@ -13,6 +13,8 @@ const KINDS = ["kernel", "frontend", "script"] as const;
 const AUDIENCES = ["kernel", "frontend"] as const;
 const ORIGINS = ["kernel", "frontend", "script", "rest", "server"] as const;
 const MEMBER_STATES = ["live", "away", "unresponsive"] as const;
+const LOCK_KINDS = ["state", "named"] as const;
+const REASONS = ["released", "expired", "broken", "gone"] as const;
 const TRAIT_KINDS = ["any", "bool", "int", "float", "text", "bytes", "list", "dict"] as const;
 
 export type Kind = (typeof KINDS)[number];
@@ -49,6 +51,10 @@ export interface Limits {
   readonly outbox_fold_bytes: number;
   readonly outbox_drop_bytes: number;
   readonly outbox_stall_seconds: number;
+  readonly lease_seconds: number;
+  readonly hold_seconds: number;
+  readonly locks: number;
+  readonly lock_waiters: number;
 }
 
 /** What one trait may hold, and what it is reset to. */
@@ -146,8 +152,42 @@ export interface Define {
   readonly values: Dict;
 }
 
+/** A state's own lock, which is enforced for that state's traits, or a named one, which is advisory. */
+export interface LockName {
+  readonly kind: (typeof LOCK_KINDS)[number];
+  readonly name: string;
+}
+
+/** A lock is held from here on; the fence is the seq of the entry. */
+export interface Granted {
+  readonly op: "granted";
+  readonly lock: LockName;
+  readonly member: string;
+  readonly owner: string;
+  readonly label: string;
+  readonly lease: number;
+}
+
+/** A lock is no longer held under that fence, and why. */
+export interface Freed {
+  readonly op: "freed";
+  readonly lock: LockName;
+  readonly fence: number;
+  readonly reason: (typeof REASONS)[number];
+}
+
 export type Op = Set | Delete | Inc | Append | Splice;
-export type EntryOp = Op | Define;
+export type EntryOp = Op | Define | Granted | Freed;
+
+/** A lock that is held, as a snapshot tells it. */
+export interface LockImage {
+  readonly lock: LockName;
+  readonly member: string;
+  readonly owner: string;
+  readonly fence: number;
+  readonly label: string;
+  readonly lease: number;
+}
 
 /** Whatever took a sequence number. `at` is the server's wall clock in seconds. */
 export interface Entry {
@@ -223,6 +263,45 @@ export interface Push {
   readonly n: number;
   readonly ops: readonly Op[];
   readonly depth: number;
+  /** By state, under which fence the author holds its lock. */
+  readonly fences: Table<number>;
+}
+
+/** Take a lock, or a place in its queue. */
+export interface Acquire {
+  readonly type: "acquire";
+  readonly id: number;
+  readonly room: string;
+  readonly lock: LockName;
+  readonly owner: string;
+  readonly lease: number;
+  readonly label: string;
+}
+
+/** Do not wait any more. */
+export interface Cancel {
+  readonly type: "cancel";
+  readonly room: string;
+  readonly lock: LockName;
+  readonly owner: string;
+}
+
+/** Start a lease anew. */
+export interface Renew {
+  readonly type: "renew";
+  readonly room: string;
+  readonly lock: LockName;
+  readonly owner: string;
+  readonly fence: number;
+}
+
+/** Give a lock back. */
+export interface Release {
+  readonly type: "release";
+  readonly room: string;
+  readonly lock: LockName;
+  readonly owner: string;
+  readonly fence: number;
 }
 
 /** Answered by `Pong` with the same id; either side may ask. */
@@ -255,6 +334,7 @@ export interface Snapshot {
   readonly states: Table<StateImage>;
   readonly decided: number;
   readonly members: readonly Member[];
+  readonly locks: readonly LockImage[];
 }
 
 /** The verdict on `Join` `id`: in force once this replica reached `seq`. */
@@ -304,6 +384,14 @@ export interface Members {
   readonly complete: boolean;
 }
 
+/** Who waits for a lock now, in order. */
+export interface Waiting {
+  readonly type: "waiting";
+  readonly room: string;
+  readonly lock: LockName;
+  readonly waiters: readonly string[];
+}
+
 /** A request was refused; `id` and `room` say which. */
 export interface Failure {
   readonly type: "error";
@@ -332,8 +420,21 @@ export interface Pong {
   readonly id: number;
 }
 
-export type Upstream = Hello | Join | Leave | Resume | Push | Ping | Pong;
-export type Downstream = Welcome | Snapshot | Joined | Entries | Nack | Resend | Members | Failure | Bye | Slow | Ping | Pong;
+export type Upstream = Hello | Join | Leave | Resume | Push | Acquire | Cancel | Renew | Release | Ping | Pong;
+export type Downstream =
+  | Welcome
+  | Snapshot
+  | Joined
+  | Entries
+  | Nack
+  | Resend
+  | Members
+  | Waiting
+  | Failure
+  | Bye
+  | Slow
+  | Ping
+  | Pong;
 
 /** How a part of a message is read and written. `fallback` is what a record leaves out and fills in. */
 interface Shape<T> {
@@ -383,6 +484,10 @@ const limits = record<Limits>({
   outbox_fold_bytes: or(int, 256 << 10),
   outbox_drop_bytes: or(int, 4 << 20),
   outbox_stall_seconds: or(real, 5),
+  lease_seconds: or(real, 15),
+  hold_seconds: or(real, 600),
+  locks: or(int, 1000),
+  lock_waiters: or(int, 1000),
 });
 
 const traitSchema = record<TraitSchema>({
@@ -428,8 +533,26 @@ const ops = {
 
 const define = tagged<Define, "op">("op", "define", { state: stateName, schema: table(traitSchema), values: table(anything) });
 
+const lockName = record<LockName>({ kind: oneOf(LOCK_KINDS), name: stateName });
+const granted = tagged<Granted, "op">("op", "granted", {
+  lock: lockName,
+  member: string,
+  owner: string,
+  label: or(string, ""),
+  lease: or(real, 0),
+});
+const freed = tagged<Freed, "op">("op", "freed", { lock: lockName, fence: count, reason: oneOf(REASONS) });
+const lockImage = record<LockImage>({
+  lock: lockName,
+  member: string,
+  owner: string,
+  fence: count,
+  label: or(string, ""),
+  lease: or(real, 0),
+});
+
 const op = union<Op, "op">("op", ops);
-const entryOp = union<EntryOp, "op">("op", { ...ops, define });
+const entryOp = union<EntryOp, "op">("op", { ...ops, define, granted, freed });
 
 const entry = record<Entry>({ seq: int, at: real, by: actor, ops: list(entryOp), depth: or(int, 0) });
 const lastChange = record<LastChange>({ actor, seq: count, at: real });
@@ -480,7 +603,19 @@ const upstream = {
     n: positive,
     ops: list(op, 1),
     depth: or(count, 0),
+    fences: or(table(count), emptyDict<number>()),
   }),
+  acquire: tagged<Acquire, "type">("type", "acquire", {
+    id: count,
+    room: string,
+    lock: lockName,
+    owner: id,
+    lease: within(0, 86400),
+    label: or(name, ""),
+  }),
+  cancel: tagged<Cancel, "type">("type", "cancel", { room: string, lock: lockName, owner: id }),
+  renew: tagged<Renew, "type">("type", "renew", { room: string, lock: lockName, owner: id, fence: count }),
+  release: tagged<Release, "type">("type", "release", { room: string, lock: lockName, owner: id, fence: count }),
   ping,
   pong,
 };
@@ -505,6 +640,7 @@ const downstream = {
     states: table(stateImage),
     decided: or(int, 0),
     members: or(list(member), []),
+    locks: or(list(lockImage), []),
   }),
   joined: tagged<Joined, "type">("type", "joined", { id: int, room: string, seq: int }),
   entries: tagged<Entries, "type">("type", "entries", {
@@ -530,6 +666,7 @@ const downstream = {
     gone: or(list(string), []),
     complete: or(bool, false),
   }),
+  waiting: tagged<Waiting, "type">("type", "waiting", { room: string, lock: lockName, waiters: or(list(string), []) }),
   error: tagged<Failure, "type">("type", "error", { problem, id: maybe(int), room: maybe(string) }),
   bye: tagged<Bye, "type">("type", "bye", { problem, room: maybe(string), retry_after: maybe(real) }),
   slow: tagged<Slow, "type">("type", "slow", { delay: real }),
@@ -562,6 +699,14 @@ function scalar<T extends Value>(is: (json: Value) => json is T, wanted: string)
 
 function atLeast(least: number): Shape<number> {
   return scalar((json): json is number => Number.isSafeInteger(json) && Number(json) >= least, `an int >= ${least}`);
+}
+
+/** A number above `above`, and at most `most`. */
+function within(above: number, most: number): Shape<number> {
+  return scalar(
+    (json): json is number => typeof json === "number" && json > above && json <= most,
+    `a number in (${above}, ${most}]`,
+  );
 }
 
 function text(least: number, most: number): Shape<string> {

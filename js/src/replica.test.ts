@@ -154,7 +154,7 @@ function act(replica: Replica, step: Dict, outcome: Record<string, Value>): News
 }
 
 function plainOps(ops: readonly Op[]): Value {
-  const push: Push = { type: "push", room: "r", n: 1, ops, depth: 0 };
+  const push: Push = { type: "push", room: "r", n: 1, ops, depth: 0, fences: {} };
   return (write(push) as Dict).ops ?? null;
 }
 

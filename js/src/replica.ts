@@ -10,7 +10,10 @@ import { InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait, SharedWidgetsError 
 import type {
   Actor,
   Entries,
+  EntryOp,
   LastChange,
+  LockImage,
+  LockName,
   Member,
   Members,
   Nack,
@@ -54,6 +57,8 @@ export interface News {
   readonly gone: readonly Member[];
   readonly send: readonly Resume[];
   readonly defined: boolean;
+  /** Who holds a lock changed. */
+  readonly locked: boolean;
 }
 
 export interface WriteOptions {
@@ -73,7 +78,7 @@ export interface Pending {
   whole: boolean;
 }
 
-const NOTHING: News = { changes: [], refused: [], joined: [], gone: [], send: [], defined: false };
+const NOTHING: News = { changes: [], refused: [], joined: [], gone: [], send: [], defined: false, locked: false };
 
 /** The state machine of one boot in one room. */
 export class Replica {
@@ -82,6 +87,7 @@ export class Replica {
   seq = 0;
   version = 0;
   readonly members = new Map<string, Member>();
+  private readonly locks = new Map<string, LockImage>();
   private states: States = new Map();
   // Numbered pushes come first, and of those the sent ones: the list is in the order of making.
   private pending: Pending[] = [];
@@ -136,6 +142,11 @@ export class Replica {
     return view;
   }
 
+  /** Who holds the lock of a state; null when nobody does. */
+  holder(state: string): LockImage | null {
+    return this.locks.get(lockKey({ kind: "state", name: state })) ?? null;
+  }
+
   /** All traits of a state as this boot sees them; empty while the state does not exist. */
   view(state: string): Dict {
     const view = emptyDict<Value>();
@@ -188,7 +199,8 @@ export class Replica {
       if (push.sent) continue;
       if (push.n === 0) push.n = this.nextN++;
       push.sent = true;
-      pushes.push({ type: "push", room: this.room, n: push.n, ops: this.compressed(push, index), depth: push.depth });
+      const ops = this.compressed(push, index);
+      pushes.push({ type: "push", room: this.room, n: push.n, ops, depth: push.depth, fences: emptyDict() });
     }
     return pushes;
   }
@@ -253,6 +265,8 @@ export class Replica {
     this.epoch = snapshot.epoch;
     this.seq = snapshot.seq;
     this.catchingUp = false;
+    this.locks.clear();
+    for (const image of snapshot.locks) this.locks.set(lockKey(image.lock), image);
     this.shown.clear();
     this.book(snapshot.decided);
     // The numbers of this boot go on where the server stands: an earlier membership of the room counted too.
@@ -263,7 +277,7 @@ export class Replica {
       snapshot.members,
       [...this.members.keys()].filter((id) => !present.has(id)),
     );
-    return { ...news, changes: this.changes(before, "resync"), defined: true };
+    return { ...news, changes: this.changes(before, "resync"), defined: true, locked: true };
   }
 
   private entries(frame: Entries): News {
@@ -278,11 +292,23 @@ export class Replica {
     for (const push of this.pending) if (0 < push.n && push.n <= frame.decided) touched.push(...push.ops.map(keyOf));
     const before = this.valuesOf(touched);
     for (const key of touched) this.shown.delete(key);
-    for (const entry of fresh) delta.applyEntry(this.states, entry);
+    let locked = false;
+    for (const entry of fresh) {
+      delta.applyEntry(this.states, entry);
+      for (const op of entry.ops) locked = this.lockChanged(op, entry.seq) || locked;
+    }
     this.seq = Math.max(this.seq, frame.last);
     this.book(frame.decided);
     const defined = fresh.some((entry) => entry.ops.some((op) => op.op === "define"));
-    return { ...NOTHING, changes: this.changes(before, "remote"), defined };
+    return { ...NOTHING, changes: this.changes(before, "remote"), defined, locked };
+  }
+
+  private lockChanged(op: EntryOp, seq: number): boolean {
+    if (op.op === "granted") {
+      const { lock, member, owner, label, lease } = op;
+      this.locks.set(lockKey(lock), { lock, member, owner, label, lease, fence: seq });
+    } else if (op.op === "freed") this.locks.delete(lockKey(op.lock));
+    return op.op === "granted" || op.op === "freed";
   }
 
   private gap(): News {
@@ -443,6 +469,10 @@ class TraitMap<T> implements Iterable<[TraitKey, T]> {
   [Symbol.iterator](): Iterator<[TraitKey, T]> {
     return this.items.values();
   }
+}
+
+function lockKey({ kind, name }: LockName): string {
+  return `${kind} ${name}`;
 }
 
 function label({ state, trait }: TraitKey): string {

@@ -2,7 +2,7 @@
 
 import { encode, fragments } from "./codec";
 import { Connection, type Host, type LinkState, problemOf, type Speaker } from "./connection";
-import { type SharedWidgetsError, TooLarge } from "./errors";
+import { Locked, type SharedWidgetsError, TooLarge } from "./errors";
 import type { Place } from "./locate";
 import {
   type Downstream,
@@ -16,7 +16,7 @@ import {
   write,
 } from "./protocol";
 import { type News, Replica } from "./replica";
-import { checkToken, size, type Value } from "./values";
+import { checkToken, emptyDict, size, type Value } from "./values";
 
 // A server reads no more than 64 KiB of one it does not know yet.
 const HELLO_ROOM_BYTES = 48 << 10;
@@ -68,6 +68,11 @@ export class PageRoom {
   }
 
   write(ops: readonly Op[]): void {
+    for (const { state } of ops) {
+      const holder = this.replica.holder(state);
+      if (holder !== null)
+        throw new Locked(`${state} is locked by ${holder.label || holder.member}`, { room: this.token, state });
+    }
     this.rooms.checkSize(this.token, ops);
     const news = this.replica.write(ops, { group: ops.length > 1 });
     this.tell({ kind: "news", news });
@@ -131,7 +136,7 @@ export class Rooms implements Speaker {
   checkSize(room: string, ops: readonly Op[]): void {
     // Offline by the last numbers known: what is too large would be sent again after each reconnect, for ever.
     const limit = this.pushBytes();
-    const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, depth: 0 });
+    const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, depth: 0, fences: emptyDict() });
     // UTF-8 has at most three bytes for a UTF-16 unit.
     if (frame.length * 3 > limit && fragments(frame, limit).length > 1) {
       throw new TooLarge(`these writes are larger than the ${limit} bytes of one push`, { room, expected: `≤ ${limit} bytes` });

@@ -14,6 +14,7 @@ import {
   type Entry,
   type EntryOp,
   type Limits,
+  type LockImage,
   type Member,
   type Op,
   type Problem,
@@ -232,6 +233,14 @@ export class Server {
     this.decide(token, [{ op: "set", state, path: [name], value, if_rev: null }]);
   }
 
+  /** A kernel takes the lock of a state; returns what gives it back. */
+  lock(token: string, state: string, label = "kernel a.ipynb"): () => void {
+    const lock = { kind: "state", name: state } as const;
+    this.decide(token, [{ op: "granted", lock, member: "k", owner: "o", label, lease: 15 }]);
+    const fence = this.room(token).seq;
+    return () => this.decide(token, [{ op: "freed", lock, fence, reason: "released" }]);
+  }
+
   value(token: string, state: string, name: string): Value | undefined {
     return this.room(token).states.get(state)?.values.get(name);
   }
@@ -289,6 +298,7 @@ export class Server {
       states: images,
       decided: marks.get(boot) ?? 0,
       members: [],
+      locks: this.locksOf(token),
     };
   }
 
@@ -337,6 +347,24 @@ export class Server {
       return;
     }
     this.decide(token, ops, socket.boot);
+  }
+
+  private locksOf(token: string): LockImage[] {
+    const held = new Map<string, LockImage>();
+    for (const { seq, ops } of this.room(token).entries) {
+      for (const op of ops) {
+        if (op.op === "granted") held.set(op.lock.name, { ...op, fence: seq });
+        else if (op.op === "freed") held.delete(op.lock.name);
+      }
+    }
+    return [...held.values()].map(({ lock, member, owner, fence, label, lease }) => ({
+      lock,
+      member,
+      owner,
+      fence,
+      label,
+      lease,
+    }));
   }
 
   private decide(token: string, ops: readonly EntryOp[], author = "kernel"): void {

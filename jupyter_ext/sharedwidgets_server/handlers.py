@@ -6,20 +6,22 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
 import msgspec
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from sharedwidgets.core import values
-from sharedwidgets.core.protocol import Audience, Member, Op, Set, StateImage
+from sharedwidgets.core.delta import MAX_NAME
+from sharedwidgets.core.protocol import Audience, LockName, Member, Op, Set, StateImage
 from sharedwidgets.core.room import Author
 from sharedwidgets.errors import (
     Forbidden,
     GoingAway,
     InvalidToken,
     InvalidValue,
+    Locked,
     Malformed,
     NoSuchPath,
     NoSuchRoom,
@@ -43,6 +45,7 @@ STATUS: list[tuple[type[SharedWidgetsError], int]] = [
     (NoSuchPath, 422),
     (NotFound, 404),
     (RevisionMismatch, 409),
+    (Locked, 409),
     (SchemaConflict, 409),
     (TooLarge, 413),
     (InvalidValue, 422),
@@ -164,6 +167,7 @@ class RoomHandler(RoomsHandler):
                 "epoch": view.epoch,
                 "seq": view.seq,
                 "states": {name: _state(image) for name, image in view.states.items()},
+                "locks": [msgspec.to_builtins(image) for image in view.locks],
                 "members": [_member(member) for member in view.members],
             }
         )
@@ -198,6 +202,28 @@ class ResetHandler(RoomsHandler):
             raise Malformed('the body is empty, or names states, such as {"states": ["Counter"]}', expected="object")
         seq = await self.manager.reset(token, self.author, [str(name) for name in names])
         self.answer({"seq": seq})
+
+
+class LockHandler(RoomsHandler):
+    """``DELETE sharedwidgets/api/rooms/{token}/locks/{name}``."""
+
+    kind: Literal["state", "named"] = "named"
+
+    @web.authenticated
+    @asks("write")
+    async def delete(self, token: str, name: str) -> None:
+        """Break a lock: whoever holds it is fenced; nothing happens when nobody does."""
+        if not 0 < len(name) <= MAX_NAME:
+            raise InvalidValue(f"the name of a lock has 1 to {MAX_NAME} characters, not {len(name)}", room=token)
+        await self.manager.break_lock(token, self.author, LockName(kind=self.kind, name=name))
+        self.set_status(204)
+        self.finish()
+
+
+class StateLockHandler(LockHandler):
+    """``DELETE sharedwidgets/api/rooms/{token}/states/{state}/lock``."""
+
+    kind = "state"
 
 
 class StateHandler(RoomsHandler):

@@ -18,22 +18,30 @@ from typing import TypeAlias
 
 from sharedwidgets.core import codec
 from sharedwidgets.core.protocol import (
+    Acquire,
     Audience,
     Bye,
+    Cancel,
     Downstream,
     Entries,
     Entry,
     Failure,
+    Freed,
+    Granted,
     Hello,
     Join,
     Leave,
     Limits,
+    LockImage,
+    LockName,
     Member,
     Nack,
     Op,
     Ping,
     Pong,
     Push,
+    Release,
+    Renew,
     Resend,
     Resume,
     Slow,
@@ -48,6 +56,7 @@ from sharedwidgets.core.room import (
     Detach,
     Effect,
     Forget,
+    FromClient,
     Mark,
     Now,
     Record,
@@ -108,7 +117,7 @@ class Connection:
 @dataclass(frozen=True)
 class _FromClient:
     author: Author
-    message: Join | Leave | Resume | Push
+    message: FromClient
     generation: int
     # Told when it has been decided, or never will be.
     over: Callable[[], None] = lambda: None
@@ -146,6 +155,13 @@ class _Reset:
 
 
 @dataclass(frozen=True)
+class _Break:
+    ticket: int
+    author: Author
+    lock: LockName
+
+
+@dataclass(frozen=True)
 class _Look:
     audience: Audience
     answer: asyncio.Future[RoomView]
@@ -158,7 +174,7 @@ class _Delete:
     if_idle: bool = False
 
 
-_Input: TypeAlias = _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Look | _Delete
+_Input: TypeAlias = _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Break | _Look | _Delete
 
 
 @dataclass(frozen=True)
@@ -187,6 +203,7 @@ class RoomView:
     seq: int
     states: dict[str, StateImage]
     members: tuple[Member, ...]
+    locks: tuple[LockImage, ...] = ()
 
 
 class RoomManager:
@@ -296,11 +313,12 @@ class RoomManager:
                 if message.state is None:
                     self.registry.leave(author.boot, message.room)
                     connection.outbox.forget(message.room)
-            case Push():
+            case Push() | Acquire() | Cancel() | Renew() | Release():
                 queue = self._queues.get(message.room)
                 if queue is None:
                     gone = NoSuchRoom("join the room before you write to it", room=message.room)
-                    connection.outbox.control(Failure(room=message.room, problem=problem(gone)))
+                    request = message.id if isinstance(message, Acquire) else None
+                    connection.outbox.control(Failure(id=request, room=message.room, problem=problem(gone)))
                     return
                 queue.put(_FromClient(author, message, connection.generation))
                 if queue.backlog > BACKLOG:
@@ -400,7 +418,16 @@ class RoomManager:
         """
         return await self._asked(token, lambda ticket: _Reset(ticket, author, states))
 
-    async def _asked(self, token: str, request: Callable[[int], _Request | _Reset]) -> int:
+    async def break_lock(self, token: str, author: Author, lock: LockName) -> int:
+        """Take a lock from whoever holds it; the seq of the room then.
+
+        Raises
+        ------
+        InvalidToken, NoSuchRoom, Forbidden
+        """
+        return await self._asked(token, lambda ticket: _Break(ticket, author, lock))
+
+    async def _asked(self, token: str, request: Callable[[int], _Request | _Reset | _Break]) -> int:
         await self._exists(token)
         ticket = next(self._tickets)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -554,7 +581,7 @@ class RoomQueue:
             match item:
                 case _FromClient():
                     item.over()
-                case _Request(ticket=ticket) | _Reset(ticket=ticket):
+                case _Request(ticket=ticket) | _Reset(ticket=ticket) | _Break(ticket=ticket):
                     self._manager.answer(ticket, why)
                 case _Look(answer=answer) if not answer.done():
                     answer.set_exception(why)
@@ -619,7 +646,7 @@ class RoomQueue:
         return self._deadline is not None and self._deadline <= self._manager.clock()
 
     def _decide(
-        self, room: Room, item: _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Look
+        self, room: Room, item: _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Break | _Look
     ) -> Sequence[Effect | _Show | _Speaks]:
         now = self._manager.now()
         match item:
@@ -631,7 +658,7 @@ class RoomQueue:
                     self._speaks.pop(item.boot, None)
                 return effects
             case _Process():
-                return room.process(item.member, item.alive)
+                return room.process(item.member, item.alive, now)
             case _CatchUp():
                 connection = self._manager.connections.get(item.boot)
                 cursor = connection.outbox.cursors.get(self.token) if connection else None
@@ -644,9 +671,11 @@ class RoomQueue:
                 return room.request(item.ticket, item.author, item.ops, item.if_seq, now)
             case _Reset():
                 return room.reset(item.ticket, item.author, item.states, now)
+            case _Break():
+                return room.break_lock(item.ticket, item.author, item.lock, now)
             case _Look():
                 states = {name: state.image(frontend=item.audience == "frontend") for name, state in room.states.items()}
-                view = RoomView(self.token, room.incarnation, room.epoch, room.seq, states, room.members)
+                view = RoomView(self.token, room.incarnation, room.epoch, room.seq, states, room.members, room.held_locks)
                 return [_Show(item.answer, view)]
 
     async def _append(self, room: Room, effects: Sequence[Effect | _Show | _Speaks]) -> bool:
@@ -659,7 +688,9 @@ class RoomQueue:
             elif isinstance(item, Forget):
                 marks.update(dict.fromkeys(item.boots))
         if entries or marks:
-            batch = Batch(self.token, room.incarnation, tuple(room.epochs), entries)
+            about_locks = any(isinstance(op, (Granted, Freed)) for entry in entries for op in entry.ops)
+            locks = room.locks.image() if about_locks else None
+            batch = Batch(self.token, room.incarnation, tuple(room.epochs), entries, locks)
             try:
                 await self._manager.store.append(batch, marks, room.seq - len(entries))
             except Exception:
@@ -745,7 +776,12 @@ class RoomQueue:
                 await self._back_off()
                 continue
             return Room(
-                self.token, incarnation=uuid.uuid4().hex, epoch=uuid.uuid4().hex, limits=self._manager.limits, image=image
+                self.token,
+                incarnation=uuid.uuid4().hex,
+                epoch=uuid.uuid4().hex,
+                limits=self._manager.limits,
+                image=image,
+                now=self._manager.clock(),
             )
 
     async def _recover(self, room: Room, batch: Sequence[_Input], effects: Sequence[Effect | _Show | _Speaks]) -> Room:
@@ -765,11 +801,13 @@ class RoomQueue:
         again: list[_Input] = []
         came: set[str] = set()
         for item in batch:
-            if isinstance(item, _FromClient) and not isinstance(item.message, Push):
-                came.add(item.author.boot)
-            elif isinstance(item, _FromClient) and (item.author.boot in told or item.author.boot not in came):
-                continue
-            if not isinstance(item, (_Request, _Reset)):
+            if isinstance(item, _FromClient):
+                boot, is_push = item.author.boot, isinstance(item.message, Push)
+                if isinstance(item.message, (Join, Resume)):
+                    came.add(boot)
+                if is_push and (boot in told or boot not in came):
+                    continue
+            if not isinstance(item, (_Request, _Reset, _Break)):
                 again.append(item)
         self._inputs.extendleft(reversed(again))
         return fresh
@@ -796,10 +834,10 @@ class RoomQueue:
             case _FromClient(author=author, message=Push() as push):
                 effects = fresh.refuse(author, push, error, self._manager.now())
             case _FromClient(author=author, message=message):
-                request = message.id if isinstance(message, Join) else None
+                request = message.id if isinstance(message, (Join, Acquire)) else None
                 effects = [Send(author.boot, Failure(id=request, room=self.token, problem=problem(error)))]
                 broken.over()
-            case _Request(ticket=ticket) | _Reset(ticket=ticket):
+            case _Request(ticket=ticket) | _Reset(ticket=ticket) | _Break(ticket=ticket):
                 effects = [Answer(ticket, error)]
             case _Look(answer=answer) if not answer.done():
                 answer.set_exception(error)

@@ -16,7 +16,7 @@ import msgspec
 
 from sharedwidgets.core import codec, delta
 from sharedwidgets.core.codec import Encoded, Frame
-from sharedwidgets.core.protocol import Downstream, Entries, Limits, Members, Snapshot
+from sharedwidgets.core.protocol import Downstream, Entries, Limits, LockName, Members, Snapshot, Waiting
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Cursor:
 class _Control:
     frame: Frame
     size: int
-    # Presence that waits: later news of the same room go into it.
-    members: Members | None = None
+    # Presence that waits: later news of the same kind go into it.
+    presence: Members | Waiting | None = None
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Outbox:
         self._closed = False
         self._wake = asyncio.Event()
         self._room_made = asyncio.Event()
-        self._presence: dict[str, _Control] = {}
+        self._presence: dict[tuple[str, LockName | None], _Control] = {}
         self.lagging: set[str] = set()
         self.cursors: dict[str, Cursor] = {}
         self.folded = 0
@@ -92,12 +92,12 @@ class Outbox:
 
     def control(self, message: Downstream) -> None:
         """Queue a message that must arrive: anything but a run of entries for a whole audience."""
-        if isinstance(message, Members):
+        if isinstance(message, (Members, Waiting)):
             self._tell(message)
             return
         if isinstance(message, Snapshot):
             # It names everyone there is: what comes later is news to it.
-            self._presence.pop(message.room, None)
+            self._presence = {key: item for key, item in self._presence.items() if key[0] != message.room}
             self.cursors[message.room] = Cursor(message.incarnation, message.epoch, message.seq)
             self.lagging.discard(message.room)
         elif isinstance(message, Entries):
@@ -142,8 +142,8 @@ class Outbox:
             while self._queue:
                 item = self._queue.popleft()
                 self._queued -= item.size
-                if isinstance(item, _Control) and item.members is not None:
-                    self._presence.pop(item.members.room, None)
+                if isinstance(item, _Control) and item.presence is not None:
+                    self._presence.pop(_about(item.presence), None)
                 frame = item.frame if isinstance(item, _Control) else item.body.frame(decided=item.decided)
                 self._writing = True
                 self._progress = self._clock()
@@ -170,18 +170,19 @@ class Outbox:
         self._closed = True
         self._room_made.set()
 
-    def _tell(self, message: Members) -> None:
-        """Queue presence; while earlier presence of the room waits, the two become one."""
-        waiting = self._presence.get(message.room)
-        if waiting is None or waiting.members is None:
+    def _tell(self, message: Members | Waiting) -> None:
+        """Queue presence; while earlier presence about the same waits, the two become one."""
+        queued = self._presence.get(_about(message))
+        if queued is None:
             frame = codec.encode(message).frame()
-            waiting = self._presence[message.room] = _Control(frame, len(frame), message)
-            self._put(waiting)
+            queued = self._presence[_about(message)] = _Control(frame, len(frame), message)
+            self._put(queued)
             return
-        both = _both(waiting.members, message)
-        frame = codec.encode(both).frame()
-        self._queued += len(frame) - waiting.size
-        waiting.frame, waiting.size, waiting.members = frame, len(frame), both
+        if isinstance(message, Members) and isinstance(queued.presence, Members):
+            message = _both(queued.presence, message)
+        frame = codec.encode(message).frame()
+        self._queued += len(frame) - queued.size
+        queued.frame, queued.size, queued.presence = frame, len(frame), message
 
     def _put(self, item: _Control | _Frame) -> None:
         self._queue.append(item)
@@ -226,6 +227,10 @@ class Outbox:
                 self.cursors[room] = Cursor(held.incarnation, item.message.epoch, item.message.prev)
         self._queue = kept
         self._queued = sum(item.size for item in kept)
+
+
+def _about(message: Members | Waiting) -> tuple[str, LockName | None]:
+    return message.room, message.lock if isinstance(message, Waiting) else None
 
 
 def _both(earlier: Members, later: Members) -> Members:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from sharedwidgets_server.auth import Keys
-from sharedwidgets_server.handlers import MeHandler, ResetHandler, RoomHandler, RoomListHandler, StateHandler
+from sharedwidgets_server.handlers import (
+    LockHandler,
+    MeHandler,
+    ResetHandler,
+    RoomHandler,
+    RoomListHandler,
+    StateHandler,
+    StateLockHandler,
+)
 from sharedwidgets_server.manager import RoomManager
 from sharedwidgets_server.websocket import RoomsSocket
 
@@ -22,5 +30,7 @@ def make_routes(manager: RoomManager, keys: Keys, owner: str, version: str) -> l
         (r"sharedwidgets/api/rooms", RoomListHandler, bring),
         (rf"sharedwidgets/api/rooms/{_SEGMENT}", RoomHandler, bring),
         (rf"sharedwidgets/api/rooms/{_SEGMENT}/reset", ResetHandler, bring),
+        (rf"sharedwidgets/api/rooms/{_SEGMENT}/locks/{_SEGMENT}", LockHandler, bring),
+        (rf"sharedwidgets/api/rooms/{_SEGMENT}/states/{_SEGMENT}/lock", StateLockHandler, bring),
         (rf"sharedwidgets/api/rooms/{_SEGMENT}/states/{_SEGMENT}", StateHandler, bring),
     ]

@@ -17,6 +17,8 @@ from sharedwidgets.core.protocol import (
     Delete,
     Entry,
     EntryOp,
+    Freed,
+    Granted,
     Inc,
     LastChange,
     Op,
@@ -136,7 +138,7 @@ def apply_entry(states: States, entry: Entry) -> list[tuple[str, str]]:
             state.schema.update(op.schema)
             state.values.update(op.values)
             state.last.update(dict.fromkeys(op.schema, change))
-        else:
+        elif not isinstance(op, (Granted, Freed)):
             state, trait = states[op.state], op.path[0]
             state.values[trait] = apply(state.values[trait], op, owned)
             state.last[trait] = change
@@ -145,6 +147,8 @@ def apply_entry(states: States, entry: Entry) -> list[tuple[str, str]]:
 
 def touched(op: EntryOp) -> list[tuple[str, str]]:
     """The traits an op concerns, as (state, trait), in its order."""
+    if isinstance(op, (Granted, Freed)):
+        return []
     if isinstance(op, Define):
         return [(op.state, trait) for trait in op.schema]
     return [(op.state, op.path[0])]
@@ -221,7 +225,7 @@ def for_frontends(entry: Entry, states: Mapping[str, State]) -> Entry | None:
             # A state is there for everyone, even one that has nothing to show: as a snapshot tells it (G5).
             if schema or len(op.schema) == len(states[op.state].schema):
                 ops.append(Define(state=op.state, schema=schema, values={trait: op.values[trait] for trait in schema}))
-        elif not states[op.state].schema[op.path[0]].kernel_only:
+        elif isinstance(op, (Granted, Freed)) or not states[op.state].schema[op.path[0]].kernel_only:
             ops.append(op)
     if not ops:
         return None
@@ -272,6 +276,8 @@ class _Fold:
         self._needs: set[tuple[str, Path, bool]] = set()
 
     def keeps(self, op: EntryOp) -> bool:
+        if isinstance(op, (Granted, Freed)):
+            return True
         if isinstance(op, Define):
             self._covered = {item for item in self._covered if item[0] != op.state}
             self._needs = {item for item in self._needs if item[0] != op.state}

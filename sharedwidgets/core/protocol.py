@@ -20,6 +20,8 @@ Kind: TypeAlias = Literal["kernel", "frontend", "script"]
 Audience: TypeAlias = Literal["kernel", "frontend"]
 Origin: TypeAlias = Literal["kernel", "frontend", "script", "rest", "server"]
 MemberState: TypeAlias = Literal["live", "away", "unresponsive"]
+LockKind: TypeAlias = Literal["state", "named"]
+Reason: TypeAlias = Literal["released", "expired", "broken", "gone"]
 TraitKind: TypeAlias = Literal["any", "bool", "int", "float", "text", "bytes", "list", "dict"]
 
 # A path is a trait, then dict keys. n counts the pushes of a boot from 1, seq the entries of a room from 1; 0 is "none yet".
@@ -61,6 +63,10 @@ class Limits(Wire, frozen=True, kw_only=True):
     outbox_fold_bytes: int = 256 << 10
     outbox_drop_bytes: int = 4 << 20
     outbox_stall_seconds: float = 5.0
+    lease_seconds: float = 15.0
+    hold_seconds: float = 600.0
+    locks: int = 1000
+    lock_waiters: int = 1000
 
 
 class TraitSchema(Wire, frozen=True, kw_only=True):
@@ -165,8 +171,34 @@ class Define(Wire, frozen=True, kw_only=True, tag_field="op", tag="define"):
     values: dict[str, WireValue]
 
 
+class LockName(Wire, frozen=True, kw_only=True):
+    """A state's own lock, which is enforced for that state's traits, or a named one, which is advisory."""
+
+    kind: LockKind
+    name: StateName
+
+
+class Granted(Wire, frozen=True, kw_only=True, tag_field="op", tag="granted"):
+    """A lock is held from here on; the fence is the seq of the entry. `owner` is a thread or task of the member."""
+
+    lock: LockName
+    member: str
+    owner: str
+    label: str = ""
+    lease: float = 0.0
+
+
+class Freed(Wire, frozen=True, kw_only=True, tag_field="op", tag="freed"):
+    """A lock is no longer held under that fence, and why."""
+
+    lock: LockName
+    fence: Count
+    reason: Reason
+
+
 Op: TypeAlias = Set | Delete | Inc | Append | Splice
-EntryOp: TypeAlias = Set | Delete | Inc | Append | Splice | Define
+LockOp: TypeAlias = Granted | Freed
+EntryOp: TypeAlias = Set | Delete | Inc | Append | Splice | Define | Granted | Freed
 
 
 class Entry(Wire, frozen=True, kw_only=True):
@@ -193,6 +225,17 @@ class StateImage(Wire, frozen=True, kw_only=True):
     schema: dict[str, TraitSchema]
     values: dict[str, WireValue]
     last: dict[str, LastChange] = {}
+
+
+class LockImage(Wire, frozen=True, kw_only=True):
+    """A lock that is held, as a snapshot tells it."""
+
+    lock: LockName
+    member: str
+    owner: str
+    fence: Count
+    label: str = ""
+    lease: float = 0.0
 
 
 # Upstream
@@ -243,12 +286,53 @@ class Leave(Wire, frozen=True, kw_only=True, tag_field="type", tag="leave"):
 
 
 class Push(Wire, frozen=True, kw_only=True, tag_field="type", tag="push"):
-    """One or more ops, all or nothing; its identity is (boot, n), n dense from 1 per boot and room."""
+    """One or more ops, all or nothing; its identity is (boot, n), n dense from 1 per boot and room.
+
+    `fences` says, by state, under which fence the author holds that state's lock.
+    """
 
     room: str
     n: Number
     ops: Annotated[tuple[Op, ...], Meta(min_length=1)]
     depth: Count = 0
+    fences: dict[str, Count] = {}
+
+
+class Acquire(Wire, frozen=True, kw_only=True, tag_field="type", tag="acquire"):
+    """Take a lock, or a place in its queue; said again, the place is the same."""
+
+    id: Count
+    room: str
+    lock: LockName
+    owner: Id
+    lease: Annotated[float, Meta(gt=0, le=86400)]
+    label: Name = ""
+
+
+class Cancel(Wire, frozen=True, kw_only=True, tag_field="type", tag="cancel"):
+    """Do not wait any more; a grant that is on its way is given back."""
+
+    room: str
+    lock: LockName
+    owner: Id
+
+
+class Renew(Wire, frozen=True, kw_only=True, tag_field="type", tag="renew"):
+    """Start a lease anew."""
+
+    room: str
+    lock: LockName
+    owner: Id
+    fence: Count
+
+
+class Release(Wire, frozen=True, kw_only=True, tag_field="type", tag="release"):
+    """Give a lock back."""
+
+    room: str
+    lock: LockName
+    owner: Id
+    fence: Count
 
 
 class Ping(Wire, frozen=True, kw_only=True, tag_field="type", tag="ping"):
@@ -284,6 +368,7 @@ class Snapshot(Wire, frozen=True, kw_only=True, tag_field="type", tag="snapshot"
     states: dict[str, StateImage]
     decided: Count = 0
     members: tuple[Member, ...] = ()
+    locks: tuple[LockImage, ...] = ()
 
 
 class Joined(Wire, frozen=True, kw_only=True, tag_field="type", tag="joined"):
@@ -335,6 +420,14 @@ class Members(Wire, frozen=True, kw_only=True, tag_field="type", tag="members"):
     complete: bool = False
 
 
+class Waiting(Wire, frozen=True, kw_only=True, tag_field="type", tag="waiting"):
+    """Who waits for a lock now, in order; presence, not an entry."""
+
+    room: str
+    lock: LockName
+    waiters: tuple[str, ...] = ()
+
+
 class Failure(Wire, frozen=True, kw_only=True, tag_field="type", tag="error"):
     """A request was refused; `id` and `room` say which."""
 
@@ -363,5 +456,7 @@ class Pong(Wire, frozen=True, kw_only=True, tag_field="type", tag="pong"):
     id: Count
 
 
-Upstream: TypeAlias = Hello | Join | Leave | Resume | Push | Ping | Pong
-Downstream: TypeAlias = Welcome | Snapshot | Joined | Entries | Nack | Resend | Members | Failure | Bye | Slow | Ping | Pong
+Upstream: TypeAlias = Hello | Join | Leave | Resume | Push | Acquire | Cancel | Renew | Release | Ping | Pong
+Downstream: TypeAlias = (
+    Welcome | Snapshot | Joined | Entries | Nack | Resend | Members | Waiting | Failure | Bye | Slow | Ping | Pong
+)

@@ -23,8 +23,12 @@ from sharedwidgets.core.protocol import (
     Append,
     Define,
     Entries,
+    Freed,
+    Granted,
     Inc,
     LastChange,
+    LockImage,
+    LockName,
     Member,
     Members,
     Nack,
@@ -35,6 +39,7 @@ from sharedwidgets.core.protocol import (
     Resume,
     Set,
     Snapshot,
+    Waiting,
 )
 from sharedwidgets.core.values import MAX_DEPTH, Value, normalise, plus, same, text
 from sharedwidgets.errors import InvalidValue, NotFound
@@ -68,13 +73,18 @@ class Refused:
 
 @dataclass
 class News:
-    """What one message did to the replica. `defined`: a state or trait appeared; `ended`: the room is no more, and why."""
+    """What one message did to the replica.
+
+    `defined`: a state or trait appeared; `locked`: who holds a lock changed; `ended`: the room is no more, and why.
+    """
 
     changes: list[Change] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     joined: list[Member] = field(default_factory=list)
     gone: list[Member] = field(default_factory=list)
     send: list[Resume] = field(default_factory=list)
+    freed: list[Freed] = field(default_factory=list)
+    locked: bool = False
     defined: bool = False
     ended: Problem | None = None
 
@@ -86,6 +96,7 @@ class Pending:
     ops: tuple[Op, ...]
     group: bool
     depth: int = 0
+    fences: Mapping[str, int] = field(default_factory=dict)
     n: int = 0
     sent: bool = False
     whole: bool = False
@@ -108,6 +119,9 @@ class Replica:
         self.version = 0
         self.states: States = {}
         self.members: dict[str, Member] = {}
+        self.locks: dict[LockName, LockImage] = {}
+        # Member ids, in order of coming; presence, and forgotten where a lock is granted or a snapshot comes.
+        self.waiting: dict[LockName, tuple[str, ...]] = {}
         # Numbered pushes come first, and of those the sent ones: the list is in the order of making.
         self._pending: list[Pending] = []
         # The view of traits with pending writes; forgotten whenever what it was made from changes.
@@ -129,6 +143,10 @@ class Replica:
     def unsent(self) -> int:
         """How many pushes wait to be sent."""
         return len(self._pending) - self._in_flight()
+
+    def undecided_under(self, fence: int) -> int:
+        """How many pushes under a fence have no verdict yet."""
+        return sum(fence in push.fences.values() for push in self._pending)
 
     def value(self, state: str, trait: str) -> Value:
         """A trait as this boot sees it: confirmed, with own pending writes.
@@ -175,7 +193,7 @@ class Replica:
             ops = [Set(state=state, path=(trait,), value=new)]
         return ops
 
-    def write(self, ops: Sequence[Op], *, group: bool = False, depth: int = 0) -> News:
+    def write(self, ops: Sequence[Op], *, group: bool = False, depth: int = 0, fences: Mapping[str, int] | None = None) -> News:
         """Make an own push of these ops; it shows in the view at once.
 
         Parameters
@@ -186,6 +204,8 @@ class Replica:
             Whether the push must keep its border: it is never merged with another.
         depth : int
             How many reactions led here.
+        fences : mapping of str to int, optional
+            By state, the fence under which the author holds its lock.
 
         Raises
         ------
@@ -206,8 +226,9 @@ class Replica:
                 schemas.check(kind, trial[key], state=op.state, trait=op.path[0])
             except (InvalidValue, NotFound) as error:
                 raise error.located(room=self.room, state=op.state) from None
-        if group or len(checked) != 1 or not self._merged(checked[0], depth):
-            self._pending.append(Pending(tuple(checked), group or len(checked) > 1, depth))
+        under = fences or {}
+        if group or len(checked) != 1 or not self._merged(checked[0], depth, under):
+            self._pending.append(Pending(tuple(checked), group or len(checked) > 1, depth, under))
         self._shown.update(trial)
         return News(self._changes(before, "local"))
 
@@ -222,7 +243,9 @@ class Replica:
                 push.n = self._next_n
                 self._next_n += 1
             push.sent = True
-            pushes.append(Push(room=self.room, n=push.n, ops=self._compressed(index), depth=push.depth))
+            pushes.append(
+                Push(room=self.room, n=push.n, ops=self._compressed(index), depth=push.depth, fences=dict(push.fences))
+            )
         return pushes
 
     def disconnected(self) -> None:
@@ -245,9 +268,13 @@ class Replica:
             states=tuple(states),
         )
 
-    def receive(self, message: Snapshot | Entries | Nack | Resend | Members) -> News:
+    def receive(self, message: Snapshot | Entries | Nack | Resend | Members | Waiting) -> News:
         """Take in what the server said of this room."""
         match message:
+            case Waiting():
+                self.waiting[message.lock] = message.waiters
+                self.version += 1
+                return News(locked=True)
             case Snapshot():
                 return self._snapshot(message)
             case Entries():
@@ -277,6 +304,8 @@ class Replica:
         self.states = {name: State.from_image(image) for name, image in snapshot.states.items()}
         self.incarnation, self.epoch, self.seq = snapshot.incarnation, snapshot.epoch, snapshot.seq
         self._catching_up = False
+        self.locks = {image.lock: image for image in snapshot.locks}
+        self.waiting.clear()
         self._shown.clear()
         self._book(snapshot.decided)
         if not any(push.n for push in self._pending):
@@ -288,7 +317,7 @@ class Replica:
         present = {member.id for member in snapshot.members}
         news = self._membership(snapshot.members, [name for name in self.members if name not in present])
         news.changes = self._changes(before, "resync")
-        news.defined = True
+        news.defined = news.locked = True
         return news
 
     def _entries(self, frame: Entries) -> News:
@@ -306,12 +335,33 @@ class Replica:
         before = self._values(touched)
         for key in touched:
             self._shown.pop(key, None)
+        freed: list[Freed] = []
+        locked = False
         for entry in fresh:
             delta.apply_entry(self.states, entry)
+            for op in entry.ops:
+                match op:
+                    case Granted():
+                        waiting = list(self.waiting.get(op.lock, ()))
+                        if op.member in waiting:
+                            waiting.remove(op.member)
+                        self.waiting[op.lock] = tuple(waiting)
+                        self.locks[op.lock] = LockImage(
+                            lock=op.lock, member=op.member, owner=op.owner, fence=entry.seq, label=op.label, lease=op.lease
+                        )
+                        locked = True
+                    case Freed():
+                        self.locks.pop(op.lock, None)
+                        freed.append(op)
+                        locked = True
+                    case _:
+                        pass
         self.seq = max(self.seq, frame.last)
         self._book(frame.decided)
         return News(
             self._changes(before, "remote"),
+            freed=freed,
+            locked=locked,
             defined=any(isinstance(op, Define) for entry in fresh for op in entry.ops),
         )
 
@@ -351,10 +401,10 @@ class Replica:
     def _in_flight(self) -> int:
         return next((index for index, push in enumerate(self._pending) if not push.sent), len(self._pending))
 
-    def _merged(self, op: Op, depth: int) -> bool:
+    def _merged(self, op: Op, depth: int, fences: Mapping[str, int]) -> bool:
         """Whether the newest push, not taken yet, could swallow the op."""
         last = self._pending[-1] if self._pending else None
-        if last is None or last.n or last.group or last.depth != depth:
+        if last is None or last.n or last.group or (last.depth, dict(last.fences)) != (depth, dict(fences)):
             return False
         (earlier,) = last.ops
         if earlier.state != op.state or earlier.path != op.path:
@@ -378,7 +428,8 @@ class Replica:
         """The ops of a push as they travel: large values as a splice, where this replica knows what the server holds."""
         push = self._pending[index]
         # Until the answer to a `Resume` came, the server's log may be another one, with other revisions (H18).
-        whole = push.whole or self._catching_up
+        # Under a lock nothing may come too late because its base was stale.
+        whole = push.whole or self._catching_up or bool(push.fences)
         earlier = {(op.state, op.path[0]) for other in self._pending[:index] for op in other.ops}
         ops: list[Op] = []
         for op in push.ops:

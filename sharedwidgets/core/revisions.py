@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sharedwidgets.core.protocol import Append as AppendOp
-from sharedwidgets.core.protocol import Delete, Entry, Inc, Path, Set, Splice
+from sharedwidgets.core.protocol import Define, Delete, Entry, Inc, Path, Set, Splice
 
 
 class Revisions:
@@ -58,6 +58,6 @@ class Revisions:
                         gone[op.path[:-1]] = entry.seq
                     else:
                         known[op.path] = entry.seq
-                case _:
+                case Define():
                     for trait in op.schema:
                         self._paths[op.state, trait] = {(trait,): entry.seq}

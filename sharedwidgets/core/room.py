@@ -8,11 +8,11 @@ G3  An acked push is in the log exactly once: its mark moves in the same batch a
 G4  A refused push has no effect anywhere, and its author is told why, with the authoritative value; told again when the
     answer was lost with the socket.
 G5  Two replicas of one audience at the same (epoch, seq) hold equal state.
+G6  A lock holder sees everything that was ordered before its grant: the grant is an entry, and its fence that entry's seq.
+G7  A write under a lost lock never takes effect: it names a fence that is not held any more.
 G8  No state entry is dropped silently: a frame covers (prev, last], and what is folded is superseded.
 G9  A kernel-only trait never reaches a frontend in any form.
 G10 A push of several ops is all or nothing, under one seq.
-
-(G6 and G7 speak of locks.)
 
 `Room` returns effects in the order in which they must become visible. The shell appends the batch of `Record` effects to the
 store before it carries out any of them.
@@ -28,23 +28,30 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from sharedwidgets.core import delta
+from sharedwidgets.core import locks as locking
 from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.delta import State, States
 from sharedwidgets.core.protocol import (
+    Acquire,
     Actor,
     Append,
     Audience,
     Bye,
+    Cancel,
     Define,
     Entries,
     Entry,
     EntryOp,
     Failure,
+    Freed,
+    Granted,
     Inc,
     Join,
     Joined,
     Leave,
     Limits,
+    LockImage,
+    LockName,
     Member,
     Members,
     MemberState,
@@ -53,6 +60,8 @@ from sharedwidgets.core.protocol import (
     Origin,
     Problem,
     Push,
+    Release,
+    Renew,
     Resend,
     Resume,
     Set,
@@ -60,6 +69,7 @@ from sharedwidgets.core.protocol import (
     Splice,
     StateImage,
     TraitSchema,
+    Waiting,
     Wire,
 )
 from sharedwidgets.core.revisions import Revisions
@@ -67,6 +77,8 @@ from sharedwidgets.core.values import MAX_DEPTH, Value, depth, same, size
 from sharedwidgets.errors import (
     Forbidden,
     InvalidValue,
+    Locked,
+    LockLost,
     NoSuchRoom,
     NoSuchState,
     OutcomeUnknown,
@@ -78,6 +90,8 @@ from sharedwidgets.errors import (
 
 # Verdicts of refused pushes that are kept per boot, for an author whose socket died with the answer.
 KEPT_REFUSALS = 100
+# Who ends what nobody ended.
+SERVER = Actor(id="server", kind="server")
 # Of the sentence that goes with each.
 KEPT_CHARACTERS = 500
 # States one boot may link in one room: each news of a member names them all.
@@ -111,6 +125,7 @@ class RoomImage(Wire, frozen=True, kw_only=True):
     seq: int
     states: dict[str, StateImage]
     marks: dict[str, Mark]
+    locks: tuple[locking.HeldLock, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,14 +186,14 @@ class Send:
     """To one boot."""
 
     boot: str
-    message: Snapshot | Joined | Entries | Nack | Resend | Members | Failure | Bye
+    message: Snapshot | Joined | Entries | Nack | Resend | Members | Waiting | Failure | Bye
 
 
 @dataclass(frozen=True)
 class Tell:
     """To every attached boot but one."""
 
-    message: Members
+    message: Members | Waiting
     but: str | None = None
 
 
@@ -190,6 +205,7 @@ class Answer:
     outcome: int | SharedWidgetsError
 
 
+FromClient: TypeAlias = Join | Leave | Resume | Push | Acquire | Cancel | Renew | Release
 Effect: TypeAlias = Record | Forget | Attach | Detach | Send | Tell | Answer
 
 
@@ -200,6 +216,8 @@ class _Presence:
     gone_at: float | None = None
     # Whether somebody who can know says that its process lives.
     vouched: bool = False
+    # Boots whose connections are gone; what they hold is freed when the member is.
+    lost: set[str] = field(default_factory=set)
 
     def seen(self) -> Member:
         states = sorted(set().union(*self.boots.values())) if self.boots else self.member.states
@@ -224,9 +242,13 @@ class Room:
         The server's numbers.
     image : RoomImage, optional
         What the store kept.
+    now : float
+        Monotonic seconds: the leases in the image start anew (H26).
     """
 
-    def __init__(self, token: str, *, incarnation: str, epoch: str, limits: Limits, image: RoomImage | None = None) -> None:
+    def __init__(
+        self, token: str, *, incarnation: str, epoch: str, limits: Limits, image: RoomImage | None = None, now: float = 0.0
+    ) -> None:
         self.token = token
         self.limits = limits
         self.incarnation = image.incarnation if image else incarnation
@@ -235,6 +257,9 @@ class Room:
         self.states: States = {name: State.from_image(item) for name, item in image.states.items()} if image else {}
         self.marks: dict[str, Mark] = dict(image.marks) if image else {}
         self.acked_lost = 0
+        self.locks = locking.LockTable.from_image(
+            image.locks if image else (), now, waiters=limits.lock_waiters, names=limits.locks
+        )
         self._revisions = Revisions(self.seq)
         self._presences: dict[str, _Presence] = {}
         self._attached: dict[str, Author] = {}
@@ -255,6 +280,11 @@ class Room:
         return tuple(presence.seen() for presence in self._presences.values())
 
     @property
+    def held_locks(self) -> tuple[LockImage, ...]:
+        """The locks that are held, as members see them."""
+        return tuple(_lock_image(lock) for lock in self.locks.image())
+
+    @property
     def bytes(self) -> int:
         """About how many bytes the values take."""
         return self._bytes
@@ -268,30 +298,42 @@ class Room:
         """The room as a store keeps it."""
         states = {name: state.image() for name, state in self.states.items()}
         return RoomImage(
-            incarnation=self.incarnation, epochs=tuple(self.epochs), seq=self.seq, states=states, marks=dict(self.marks)
+            incarnation=self.incarnation,
+            epochs=tuple(self.epochs),
+            seq=self.seq,
+            states=states,
+            marks=dict(self.marks),
+            locks=self.locks.image(),
         )
 
     def revision(self, state: str) -> int:
         """The seq of the last change in a state."""
         return self._revisions.of_state(state)
 
-    def receive(self, author: Author, message: Join | Leave | Resume | Push, now: Now) -> list[Effect]:
+    def receive(self, author: Author, message: FromClient, now: Now) -> list[Effect]:
         """What follows from a client's message."""
+        # What is over by now is over for this decision too.
+        return [*self._expired(now), *self._received(author, message, now)]
+
+    def _received(self, author: Author, message: FromClient, now: Now) -> list[Effect]:
         match message:
             case Push():
                 return self._push(author, message, now)
+            case Acquire() | Cancel() | Renew() | Release():
+                return self._locked(author, message, now)
             case Join():
                 return self._join(author, message, now)
             case Resume():
                 return self._resume(author, message, now)
             case Leave():
-                return self._leave(author, message.state)
+                return self._leave(author, message.state, now)
 
     def request(self, ticket: int, author: Author, ops: Sequence[Op], if_seq: int | None, now: Now) -> list[Effect]:
         """What follows from a request from outside: one push without a replica.
 
         With `if_seq` it is refused when a state it names changed after that seq.
         """
+        expired = self._expired(now)
         try:
             for op in ops if if_seq is not None else ():
                 changed = self._changed(op.state, author)
@@ -302,28 +344,40 @@ class Room:
                         path=op.path,
                         expected=f"seq {self.seq}",
                     )
-            decided, growth = self._decide(author, ops)
-            record = self._commit(author, decided, growth, now)
+            decided, growth = self._decide(author, ops, now)
+            record = self._commit(author.actor, decided, growth, now)
         except _Stale:
-            return [Answer(ticket, InvalidValue("a splice needs a replica; set the whole value"))]
+            return [*expired, Answer(ticket, InvalidValue("a splice needs a replica; set the whole value"))]
         except SharedWidgetsError as error:
-            return [Answer(ticket, error.located(room=self.token))]
-        return [record, Answer(ticket, self.seq)]
+            return [*expired, Answer(ticket, error.located(room=self.token))]
+        return [*expired, record, Answer(ticket, self.seq)]
+
+    def break_lock(self, ticket: int, author: Author, lock: LockName, now: Now) -> list[Effect]:
+        """What follows from a request to take a lock from whoever holds it; its writes under it are refused from here on."""
+        effects = self._expired(now)
+        if not author.may_write:
+            return [
+                *effects,
+                Answer(ticket, Forbidden("you may read this room, not break its locks; ask for the right 'write'")),
+            ]
+        effects += self._lock_effects(self.locks.break_lock(lock, now.mono, self.seq), now, author.actor)
+        return [*effects, Answer(ticket, self.seq)]
 
     def reset(self, ticket: int, author: Author, states: Sequence[str], now: Now) -> list[Effect]:
         """What follows from a request to put states back to their defaults: one entry for all of them, like any other change.
 
         Without names it is every state there is. Traits the author may not see stay as they are (G9).
         """
+        expired = self._expired(now)
         try:
             ops = [op for state in states or self.states for op in self._undoing(author, state)]
             if not ops:
-                return [Answer(ticket, self.seq)]
-            decided, growth = self._decide(author, ops, most_ops=len(ops))
-            record = self._commit(author, decided, growth, now)
+                return [*expired, Answer(ticket, self.seq)]
+            decided, growth = self._decide(author, ops, now, most_ops=len(ops))
+            record = self._commit(author.actor, decided, growth, now)
         except SharedWidgetsError as error:
-            return [Answer(ticket, error.located(room=self.token))]
-        return [record, Answer(ticket, self.seq)]
+            return [*expired, Answer(ticket, error.located(room=self.token))]
+        return [*expired, record, Answer(ticket, self.seq)]
 
     def _undoing(self, author: Author, state: str) -> list[Op]:
         """What sets the traits of a state to their defaults where they hold something else."""
@@ -361,9 +415,11 @@ class Room:
         if boot in self.marks:
             # Its time runs from now: it was heard until it went.
             self.marks[boot] = msgspec.structs.replace(self.marks[boot], at=now.wall)
+        self.locks.disconnected(boot)
         presence = self._presences[author.member.id]
         before = presence.seen()
         states = presence.boots.pop(boot)
+        presence.lost.add(boot)
         if not presence.boots:
             presence.member = msgspec.structs.replace(presence.member, states=tuple(sorted(states)))
             presence.gone_at = now.mono + self.limits.away_seconds
@@ -371,7 +427,7 @@ class Room:
             effects.append(Tell(Members(room=self.token, present=(presence.seen(),))))
         return effects
 
-    def process(self, member: str, alive: bool) -> list[Effect]:
+    def process(self, member: str, alive: bool, now: Now) -> list[Effect]:
         """What is known of the process of a member that lost its connection.
 
         One that lives is *unresponsive* from the time at which it would be gone; one that is dead is gone now. A member that
@@ -383,8 +439,7 @@ class Room:
         if alive:
             presence.vouched = True
             return []
-        del self._presences[member]
-        return [Tell(Members(room=self.token, gone=(member,)))]
+        return [*self._freed_by(self._presences.pop(member), now), Tell(Members(room=self.token, gone=(member,)))]
 
     def delete(self) -> list[Effect]:
         """The room ends, and with it this incarnation: whoever is here is told and let go (H18)."""
@@ -400,12 +455,13 @@ class Room:
         """Members that stayed away are gone, or unresponsive; marks nobody came back to are forgotten."""
         due = {name: item for name, item in self._presences.items() if item.gone_at is not None and item.gone_at <= now.mono}
         present: list[Member] = []
+        effects: list[Effect] = self._expired(now)
         for name, item in due.items():
             if item.vouched:
                 item.gone_at = None
                 present.append(item.seen())
             else:
-                del self._presences[name]
+                effects += self._freed_by(self._presences.pop(name), now)
         gone = tuple(name for name, item in due.items() if not item.vouched)
         surplus = len(self.marks) - KEPT_MARKS
         forgotten: list[str] = []
@@ -414,14 +470,17 @@ class Room:
                 del self.marks[boot]
                 forgotten.append(boot)
                 surplus -= 1
-        effects: list[Effect] = [Forget(tuple(forgotten))] if forgotten else []
+        if forgotten:
+            effects.append(Forget(tuple(forgotten)))
         if due:
             effects.append(Tell(Members(room=self.token, present=tuple(present), gone=gone)))
         return effects
 
     def next_deadline(self) -> float | None:
         """The monotonic time at which `tick` has something to do; None for not before something happens."""
-        return min((item.gone_at for item in self._presences.values() if item.gone_at is not None), default=None)
+        times = [item.gone_at for item in self._presences.values() if item.gone_at is not None]
+        lease = self.locks.next_deadline()
+        return min(times if lease is None else [*times, lease], default=None)
 
     def since(self, audience: Audience, epoch: str, seq: int) -> Entries | None:
         """The tail after `seq` for an audience, when the log still reaches back to it."""
@@ -448,6 +507,7 @@ class Room:
             states={name: state.image(frontend=frontend) for name, state in self.states.items()},
             decided=mark.n if mark else 0,
             members=self.members,
+            locks=self.held_locks,
         )
 
     def catch_up(self, boot: str, audience: Audience, incarnation: str, epoch: str, seq: int) -> Snapshot | Entries:
@@ -499,16 +559,23 @@ class Room:
             return [self._resend(author.boot, mark.n + 1)]
         self._awaited.pop(author.boot, None)
         try:
-            decided, growth = self._decide(author, push.ops)
+            decided, growth = self._decide(author, push.ops, now, push.fences)
         except _Stale:
             return [self._resend(author.boot, push.n)]
         except SharedWidgetsError as error:
             return self._refuse(author, push, mark, error, now)
         moved = Mark(n=push.n, at=now.wall, refused=mark.refused)
         self.marks[author.boot] = moved
-        return [self._commit(author, decided, growth, now, push.depth, moved)]
+        return [self._commit(author.actor, decided, growth, now, push.depth, author.boot, moved)]
 
-    def _decide(self, author: Author, ops: Sequence[Op], most_ops: int | None = None) -> tuple[list[Op], int]:
+    def _decide(
+        self,
+        author: Author,
+        ops: Sequence[Op],
+        now: Now,
+        fences: Mapping[str, int] | None = None,
+        most_ops: int | None = None,
+    ) -> tuple[list[Op], int]:
         """The ops as they will stand in the entry and the bytes they add.
 
         Raises, and changes nothing, when one of them may not be (G10).
@@ -522,6 +589,8 @@ class Room:
                 expected=f"≤ {most_ops} ops",
             )
         delta.check_ops(ops, self.limits.op_bytes)
+        for state in dict.fromkeys(op.state for op in ops):
+            self._check_lock(author, state, (fences or {}).get(state, 0), now)
         trial: dict[tuple[str, str], Value] = {}
         owned = delta.Owned()
         decided: list[Op] = []
@@ -583,15 +652,16 @@ class Room:
 
     def _commit(
         self,
-        author: Author,
+        actor: Actor,
         ops: Sequence[EntryOp],
         growth: int,
         now: Now,
         reactions: int = 0,
+        boot: str | None = None,
         mark: Mark | None = None,
     ) -> Record:
         """Give the next seq to decided ops and make them so (G1)."""
-        entry = Entry(seq=self.seq + 1, at=now.wall, by=author.actor, ops=tuple(ops), depth=reactions)
+        entry = Entry(seq=self.seq + 1, at=now.wall, by=actor, ops=tuple(ops), depth=reactions)
         delta.apply_entry(self.states, entry)
         public = delta.for_frontends(entry, self.states)
         self.seq = entry.seq
@@ -601,7 +671,7 @@ class Room:
         self._tail.append((entry, public, weight, now.mono))
         self._tail_bytes += weight
         self._trim(now.mono)
-        return Record(entry, public, author.boot if mark else None, mark)
+        return Record(entry, public, boot, mark)
 
     def _refuse(self, author: Author, push: Push, mark: Mark, error: SharedWidgetsError, now: Now) -> list[Effect]:
         """The push is decided, and has no effect (G4); the mark moves, so that it is never tried again."""
@@ -646,7 +716,7 @@ class Room:
             except SharedWidgetsError as error:
                 return [Send(author.boot, self._failure(join.id, error))]
             if definition is not None:
-                effects.append(self._commit(author, [definition], self._growth(definition), now))
+                effects.append(self._commit(author.actor, [definition], self._growth(definition), now))
         if join.resume is not None:
             effects += self._verdicts(author, join.resume, now, mine=created and self.seq > 0)
         fresh = author.boot not in self._attached
@@ -782,11 +852,12 @@ class Room:
         if presence is None:
             presence = self._presences[author.member.id] = _Presence(author.member)
         presence.gone_at, presence.vouched = None, False
+        presence.lost.discard(author.boot)
         presence.boots.setdefault(author.boot, set()).update([*states][:MOST_STATES])
         after = presence.seen()
         return after if after != before else None
 
-    def _leave(self, author: Author, state: str | None) -> list[Effect]:
+    def _leave(self, author: Author, state: str | None, now: Now) -> list[Effect]:
         presence = self._presences.get(author.member.id)
         if presence is None or author.boot not in presence.boots:
             return []
@@ -798,10 +869,91 @@ class Room:
         del presence.boots[author.boot]
         self._attached.pop(author.boot, None)
         self._awaited.pop(author.boot, None)
+        effects = [Detach(author.boot), *self._lock_effects(self.locks.gone(author.boot, now.mono, self.seq), now, SERVER)]
         if presence.boots:
-            return [Detach(author.boot), Tell(Members(room=self.token, present=(presence.seen(),)))]
-        del self._presences[author.member.id]
-        return [Detach(author.boot), Tell(Members(room=self.token, gone=(author.member.id,)))]
+            return [*effects, Tell(Members(room=self.token, present=(presence.seen(),)))]
+        effects += self._freed_by(self._presences.pop(author.member.id), now)
+        return [*effects, Tell(Members(room=self.token, gone=(author.member.id,)))]
+
+    # --- locks
+
+    def _locked(self, author: Author, message: Acquire | Cancel | Renew | Release, now: Now) -> list[Effect]:
+        """What follows from a word about a lock; who has none of it any more sees so in the entries."""
+        if author.boot not in self._attached:
+            return [Send(author.boot, self._failure(None, NoSuchRoom("join the room before you lock in it", room=self.token)))]
+        claim = locking.Claim(author.boot, message.owner, author.member.id, "")
+        mono, seq = now.mono, self.seq
+        match message:
+            case Acquire():
+                claim = locking.Claim(author.boot, message.owner, author.member.id, message.label)
+                try:
+                    if not author.may_write:
+                        raise Forbidden("you may read this room, not lock in it; ask for the right 'write' on 'sharedwidgets'")
+                    if message.lock.kind == "state" and message.lock.name not in self.states:
+                        raise NoSuchState(f"there is no state {message.lock.name!r} to lock", state=message.lock.name)
+                    lease = min(message.lease, self.limits.hold_seconds)
+                    return self._lock_effects(self.locks.acquire(claim, message.lock, lease, mono, seq), now, author.actor)
+                except SharedWidgetsError as error:
+                    return [Send(author.boot, self._failure(message.id, error))]
+            case Cancel():
+                return self._lock_effects(self.locks.cancel(claim, message.lock, mono, seq), now, author.actor)
+            case Renew():
+                return self._lock_effects(self.locks.renew(claim, message.lock, message.fence, mono, seq), now, author.actor)
+            case Release():
+                return self._lock_effects(self.locks.release(claim, message.lock, message.fence, mono, seq), now, author.actor)
+
+    def _expired(self, now: Now) -> list[Effect]:
+        """Leases that are over by now are ended before anything else is decided."""
+        return self._lock_effects(self.locks.tick(now.mono, self.seq), now, SERVER)
+
+    def _freed_by(self, presence: _Presence, now: Now) -> list[Effect]:
+        """A member is gone: what its processes held is free."""
+        effects: list[Effect] = []
+        for boot in sorted(presence.lost):
+            effects += self._lock_effects(self.locks.gone(boot, now.mono, self.seq), now, SERVER)
+        return effects
+
+    def _lock_effects(self, effects: Iterable[locking.LockEffect], now: Now, by: Actor) -> list[Effect]:
+        """What the table decided, as entries and presence."""
+        told: list[Effect] = []
+        for effect in effects:
+            match effect:
+                case locking.Granted(name=name, claim=claim):
+                    granted = Granted(lock=name, member=claim.member, owner=claim.owner, label=claim.label, lease=effect.lease)
+                    told.append(self._commit(self._actor(claim.member, by), [granted], 0, now))
+                    assert self.seq == effect.fence
+                case locking.Freed(name=name, fence=fence, reason=reason):
+                    told.append(self._commit(by, [Freed(lock=name, fence=fence, reason=reason)], 0, now))
+                case locking.Queued(name=name):
+                    waiters = tuple(claim.member for claim in self.locks.waiters(name))
+                    told.append(Tell(Waiting(room=self.token, lock=name, waiters=waiters)))
+                case _:
+                    # The lease of one who asked: whether it holds the lock, its replica shows.
+                    pass
+        return told
+
+    def _actor(self, member: str, otherwise: Actor) -> Actor:
+        presence = self._presences.get(member)
+        if presence is None:
+            return otherwise
+        found = presence.member
+        return Actor(id=found.id, kind=found.kind, user=found.user, kernel_id=found.kernel_id)
+
+    def _check_lock(self, author: Author, state: str, fence: int, now: Now) -> None:
+        """Raise unless the author may write the state's traits, by its lock (G7)."""
+        name = LockName(kind="state", name=state)
+        if self.locks.allows(name, author.boot, fence, now.mono):
+            return
+        holder = self.locks.holder(name)
+        if fence:
+            raise LockLost(f"the lock of {state!r} is not held any more; nothing was written", state=state)
+        assert holder is not None
+        left = max(0.0, holder.expires - now.mono)
+        raise Locked(
+            f"{state} is locked by {holder.claim.label or holder.claim.member}, for at most {left:.0f} s unless it is renewed; "
+            "write under lock(), which waits for its turn",
+            state=state,
+        )
 
     # --- small parts
 
@@ -845,4 +997,14 @@ def problem(error: SharedWidgetsError) -> Problem:
 
 
 def _weight(op: EntryOp) -> int:
-    return State(op.schema, op.values).bytes if isinstance(op, Define) else delta.weight(op)
+    match op:
+        case Define():
+            return State(op.schema, op.values).bytes
+        case Granted() | Freed():
+            return 0
+        case _:
+            return delta.weight(op)
+
+
+def _lock_image(lock: locking.HeldLock) -> LockImage:
+    return LockImage(lock=lock.name, member=lock.member, owner=lock.owner, fence=lock.fence, label=lock.label, lease=lock.lease)

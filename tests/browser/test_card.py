@@ -142,6 +142,28 @@ def test_a_value_the_room_does_not_take(jupyter: Jupyter, open_tab: OpenTab, tok
     assert jupyter.seq(token) == before + 2
 
 
+def test_a_locked_state_says_by_whom_and_its_controls_are_disabled(jupyter: Jupyter, open_tab: OpenTab, token: str) -> None:
+    (one, a), (two, _) = jupyter.motors(token)
+    tab = open_tab(two)
+    a.run("held = motor.lock(); held.acquire(); motor.speed = 21; motor.flush()")
+    tab.shows(21)
+    lock = tab.card.locator(".sw-lock")
+    expect(lock).to_have_text(f"Locked by kernel {one}")
+    slider = tab.page.locator(".noUi-target")
+    expect(slider).to_have_attribute("disabled", "true")
+    before = jupyter.seq(token)
+    tab.page.locator(".noUi-handle").focus()
+    tab.page.keyboard.press("ArrowRight")
+    assert serious(tab.page) == []
+    tab.shot("locked")
+    a.run("held.release()")
+    expect(lock).to_be_hidden()
+    expect(slider).not_to_have_attribute("disabled", "true")
+    tab.press(2)
+    tab.shows(23)
+    assert jupyter.seq(token) == before + 1 + 2
+
+
 OWN_VIEW = """
 import anywidget
 import traitlets as t
@@ -207,7 +229,7 @@ def test_every_trouble_says_what_to_do_where_there_is_little_room(browser: Brows
                 const message = "an_unbroken_word_of_the_server_".repeat(4);
                 const problem = { code, message, state: "S", path: [], expected: null };
                 card.renderCard({
-                    facts: { room: "r", state: code, traits: [], offline: "" }, room: null, trouble: problem,
+                    facts: { room: "r", state: code, traits: [], offline: "" }, room: null, holder: null, trouble: problem,
                     values: () => [["speed", 20]], watch: () => () => {},
                 }, document.querySelector("main"));
             }

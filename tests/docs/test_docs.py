@@ -232,16 +232,21 @@ def test_each_public_attribute_has_a_docstring(kind: type) -> None:
 # --- the REST interface
 
 
+def own(handler: type) -> set[str]:
+    """The methods of a handler and of its bases of ours; Jupyter's base class has OPTIONS for all."""
+    return {name for kind in handler.__mro__ if kind.__module__.startswith("sharedwidgets") for name in vars(kind)}
+
+
 def routes(folder: Path) -> dict[str, set[str]]:
     """Path, with its parameters by name, and the methods of each handler."""
     manager = RoomManager(MemoryStore(), limits=Limits(), room_ttl=1.0)
     found: dict[str, set[str]] = {}
     for pattern, handler, _ in make_routes(manager, Keys.load(folder / "key"), "owner", "0"):
         path = pattern
-        for name in ("token", "state"):
+        for name in ("token", "name" if "/locks/" in pattern else "state"):
             path = path.replace("([^/]+)", f"{{{name}}}", 1)
         # Those of the handler itself and not of a base class, which has OPTIONS for all.
-        found[path] = {method for method in ("get", "head", "post", "put", "patch", "delete") if method in vars(handler)}
+        found[path] = {method for method in ("get", "head", "post", "put", "patch", "delete") if method in own(handler)}
     return found
 
 

@@ -17,6 +17,7 @@ from tornado.httpclient import HTTPClientError
 
 from sharedwidgets.core import codec
 from sharedwidgets.core.protocol import (
+    Acquire,
     Append,
     Bye,
     Delete,
@@ -25,9 +26,11 @@ from sharedwidgets.core.protocol import (
     Hello,
     Inc,
     Join,
+    LockName,
     Nack,
     Ping,
     Push,
+    Release,
     Resume,
     Set,
     TraitSchema,
@@ -167,6 +170,30 @@ async def stale_condition(scene: Scene) -> None:
     seq = scene.peer.replicas[scene.room].seq
     await scene.peer.write(scene.room, assign("text", "mine"))
     await scene.peer.push(scene.room, Set(state="S", path=("text",), value="x", if_rev=seq))
+
+
+def with_fence(fence: int) -> Act:
+    async def act(scene: Scene) -> None:
+        await scene.peer.say(Push(room=scene.room, n=1, ops=(add(),), fences={"S": fence}))
+
+    return act
+
+
+def locks(state: str) -> Act:
+    async def act(scene: Scene) -> None:
+        name = LockName(kind="state", name=state)
+        await scene.peer.say(Acquire(id=7, room=scene.room, lock=name, owner="o", lease=5.0))
+
+    return act
+
+
+async def locked_by_itself(scene: Scene) -> None:
+    """Without the fence it is another thread of the process, or a liar; the lock is given back for the others."""
+    name = LockName(kind="state", name="S")
+    fence = scene.peer.replicas[scene.room].seq + 1
+    await scene.peer.say(Acquire(id=7, room=scene.room, lock=name, owner="o", lease=5.0))
+    await scene.peer.push(scene.room, add())
+    await scene.peer.say(Release(room=scene.room, lock=name, owner="o", fence=fence))
 
 
 async def a_second_connection(scene: Scene) -> None:
@@ -346,6 +373,11 @@ CASES = [
     Case("add-to-text", "no-such-path", "joined", pushes(add(1, "text")), Nack),
     Case("append-to-text", "no-such-path", "joined", pushes(Append(state="S", path=("text",), items=("x",))), Nack),
     Case("stale-condition", "revision-mismatch", "joined", stale_condition, Nack),
+    Case("fence-of-no-lock", "lock-lost", "joined", with_fence(41), Nack),
+    Case("fence-of-another-state", "lock-lost", "joined", with_fence(1), Nack),
+    Case("locked-by-another-of-its-threads", "locked", "joined", locked_by_itself, Nack),
+    Case("lock-of-no-state", "no-such-state", "joined", locks("nothing"), Failure),
+    Case("lock-in-a-room-not-joined", "no-such-room", "greeted", locks("S"), Failure),
     Case("op-too-large", "too-large", "joined", pushes(assign("text", "x" * 1999)), Nack),
     Case("key-too-large", "too-large", "joined", pushes(Set(state="S", path=("tags", "x" * 2000), value=1)), Nack),
     Case("too-many-ops", "too-large", "joined", pushes(*[add()] * 6), Nack),
@@ -399,6 +431,8 @@ async def test_refused_and_nobody_else_notices(case: Case, tight: LiveServer, ro
         assert shown["count"] == (12 if survived else 2)
         assert (shown["level"], shown["_salt"]) == (5, SECRET)
         expected = 1 + (1 if survived else 0) + (1 if case.name == "stale-condition" else 0)
+        if case.name == "locked-by-another-of-its-threads":
+            expected += 2
         if case.name == "room-too-large":
             expected += sum(1 for key in shown["tags"] if key)  # type: ignore[union-attr]
         assert witness.entries(room) - before == expected
@@ -473,7 +507,7 @@ ELSEWHERE = {
     "store-failed": "test_manager: h09",
     "going-away": "test_reconnect: a server that stops",
 }
-CLIENT_ONLY = {"overloaded", "timeout", "server-not-found", "wrong-thread", "forked", "closed"}
+CLIENT_ONLY = {"overloaded", "lock-order", "lock-timeout", "timeout", "server-not-found", "wrong-thread", "forked", "closed"}
 
 
 async def test_every_code_a_server_can_send_is_in_the_table() -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sharedwidgets.core.locks import HeldLock
 from sharedwidgets.core.protocol import Entry
 from sharedwidgets.core.room import Mark, RoomImage
 from sharedwidgets.errors import StoreFailed
@@ -13,12 +14,16 @@ from sharedwidgets.errors import StoreFailed
 
 @dataclass(frozen=True)
 class Batch:
-    """Entries of one room that are appended together, and the labels of the log they belong to."""
+    """Entries of one room that are appended together, and the labels of the log they belong to.
+
+    `locks` are those held after the last of them; None when none of them is about a lock.
+    """
 
     token: str
     incarnation: str
     epochs: tuple[tuple[str, int], ...]
     entries: Sequence[Entry]
+    locks: tuple[HeldLock, ...] | None = None
 
 
 class Store(ABC):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sharedwidgets.core import delta
 from sharedwidgets.core.delta import States
+from sharedwidgets.core.locks import HeldLock
 from sharedwidgets.core.room import Mark, RoomImage
 from sharedwidgets_server.stores import Batch, Store, check_follows
 
@@ -19,6 +20,7 @@ class _Held:
         self.seq = 0
         self.states: States = {}
         self.marks: dict[str, Mark] = {}
+        self.locks: tuple[HeldLock, ...] = ()
 
 
 class MemoryStore(Store):
@@ -37,6 +39,7 @@ class MemoryStore(Store):
             seq=held.seq,
             states={name: state.image() for name, state in held.states.items()},
             marks=dict(held.marks),
+            locks=held.locks,
         )
 
     async def append(self, batch: Batch, marks: Mapping[str, Mark | None], expected_seq: int) -> None:
@@ -44,13 +47,14 @@ class MemoryStore(Store):
         check_follows(held.seq if held else 0, held.incarnation if held else None, batch, expected_seq)
         held = held or _Held(batch.incarnation)
         # Only what the entries touch is copied, and put in place when all of them are applied.
-        named = {op.state for entry in batch.entries for op in entry.ops}
+        named = {state for entry in batch.entries for op in entry.ops for state, _ in delta.touched(op)}
         trial = {name: item.copy() for name, item in held.states.items() if name in named}
         for entry in batch.entries:
             delta.apply_entry(trial, entry)
         held.states.update(trial)
         held.seq = batch.entries[-1].seq if batch.entries else held.seq
         held.epochs = batch.epochs
+        held.locks = held.locks if batch.locks is None else batch.locks
         held.marks = {boot: mark for boot, mark in {**held.marks, **marks}.items() if mark is not None}
         self._rooms[batch.token] = held
 

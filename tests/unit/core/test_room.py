@@ -9,24 +9,32 @@ import msgspec
 import pytest
 
 from sharedwidgets.core.protocol import (
+    Acquire,
     Append,
     Bye,
     Delete,
     Entries,
     Failure,
+    Freed,
+    Granted,
     Inc,
     Joined,
     Leave,
     Limits,
+    LockName,
     Members,
     Nack,
     Op,
+    Push,
+    Release,
+    Renew,
     Resend,
     Resume,
     Set,
     Snapshot,
     Splice,
     TraitSchema,
+    Waiting,
 )
 from sharedwidgets.core.replica import Replica
 from sharedwidgets.core.room import (
@@ -44,7 +52,7 @@ from sharedwidgets.core.room import (
     Tell,
     problem,
 )
-from sharedwidgets.errors import InvalidValue, NoSuchTrait, RevisionMismatch, SharedWidgetsError
+from sharedwidgets.errors import Forbidden, InvalidValue, Locked, NoSuchTrait, RevisionMismatch, SharedWidgetsError
 from support.build import (
     NOW,
     SCHEMA,
@@ -925,7 +933,7 @@ def test_time_is_given() -> None:
 def test_h27_a_member_whose_process_lives_is_unresponsive_not_gone(room: Room) -> None:
     room.limits = Limits(away_seconds=10)
     room.disconnect("k2", later(5))
-    assert room.process("m-k2", alive=True) == []
+    assert room.process("m-k2", alive=True, now=NOW) == []
     assert room.tick(later(14.9)) == []
     (tell,) = room.tick(later(15))
     assert [(item.id, item.state) for item in tell.message.present] == [("m-k2", "unresponsive")]
@@ -943,10 +951,10 @@ def test_h27_a_member_whose_process_lives_is_unresponsive_not_gone(room: Room) -
 def test_a_member_whose_process_is_dead_is_gone_at_once(room: Room, unresponsive: bool) -> None:
     room.disconnect("k2", later(5))
     if unresponsive:
-        room.process("m-k2", alive=True)
+        room.process("m-k2", alive=True, now=NOW)
         room.tick(later(1000))
-    assert room.process("m-k2", alive=False) == [Tell(Members(room="r", gone=("m-k2",)))]
-    assert room.process("m-k2", alive=False) == []
+    assert room.process("m-k2", alive=False, now=NOW) == [Tell(Members(room="r", gone=("m-k2",)))]
+    assert room.process("m-k2", alive=False, now=NOW) == []
     assert [item.id for item in room.members] == ["m-k1", "m-p1"]
     assert room.next_deadline() is None
 
@@ -954,7 +962,7 @@ def test_a_member_whose_process_is_dead_is_gone_at_once(room: Room, unresponsive
 def test_h25_a_member_that_came_back_during_the_look_stays(room: Room) -> None:
     room.disconnect("k2", later(5))
     room.receive(author("k2"), Resume(room="r", incarnation=room.incarnation, epoch=room.epoch, seq=room.seq), later(6))
-    assert room.process("m-k2", alive=False) == []
+    assert room.process("m-k2", alive=False, now=NOW) == []
     assert "m-k2" in [item.id for item in room.members]
 
 
@@ -1077,3 +1085,138 @@ def test_what_was_handed_out_is_never_changed_in_place(room: Room) -> None:
     room.receive(K1, push(2, put("tags.a.c", 1), put("tags.a.d", 2), Delete(state="S", path=("tags", "a", "c"))), NOW)
     assert image == {"a": {"b": [1]}}
     assert held(room)["tags"] == {"a": {"b": [1], "d": 2}}
+
+
+# --- locks
+
+LOCK = LockName(kind="state", name="S")
+
+
+def acquire(owner: str = "o", *, lease: float = 10.0, lock: LockName = LOCK, number: int = 1) -> Acquire:
+    return Acquire(id=number, room="r", lock=lock, owner=owner, lease=lease, label=f"kernel {owner}")
+
+
+def release(fence: int, owner: str = "o") -> Release:
+    return Release(room="r", lock=LOCK, owner=owner, fence=fence)
+
+
+def under(n: int, fence: int, *ops: Op) -> Push:
+    return Push(room="r", n=n, ops=ops, fences={"S": fence})
+
+
+def entry_ops(effects: Sequence[Effect]) -> list[Any]:
+    return [op for record in records(effects) if record.entry is not None for op in record.entry.ops]
+
+
+def test_g6_a_grant_is_an_entry_and_its_fence_the_seq(room: Room) -> None:
+    effects = room.receive(K1, acquire(), NOW)
+    (granted,) = entry_ops(effects)
+    assert (granted, room.seq) == (Granted(lock=LOCK, member="m-k1", owner="o", label="kernel o", lease=10.0), 2)
+    assert records(effects)[0].public == records(effects)[0].entry
+    assert [(image.lock, image.fence, image.owner) for image in room.snapshot("k2", "kernel").locks] == [(LOCK, 2, "o")]
+
+
+def test_a_locked_state_is_written_by_its_holder_alone(room: Room) -> None:
+    room.receive(K1, acquire(), NOW)
+    assert code(room.receive(K2, push(1, put("count", 1)), NOW)) == "locked"
+    assert code(room.receive(K2, under(2, 2, put("count", 1)), NOW)) == "lock-lost"
+    # Another thread of the process that holds it brings no fence (H22).
+    assert code(room.receive(K1, push(1, put("count", 1)), NOW)) == "locked"
+    assert records(room.receive(K1, under(2, 2, put("count", 2)), NOW))[0].entry
+    (answer,) = [effect for effect in room.request(7, P1, [put("count", 3)], None, NOW) if isinstance(effect, Answer)]
+    assert isinstance(answer.outcome, Locked)
+    assert "kernel o" in str(answer.outcome)
+    (answer,) = [effect for effect in room.reset(8, P1, ["S"], NOW) if isinstance(effect, Answer)]
+    assert isinstance(answer.outcome, Locked)
+    assert held(room)["count"] == 2
+
+
+def test_g10_a_transaction_is_refused_whole_if_one_state_in_it_is_locked(room: Room) -> None:
+    room.receive(K1, join(state="T", schema={"n": TraitSchema(kind="int", default=0)}, values={}), NOW)
+    room.receive(K1, acquire(), NOW)
+    assert code(room.receive(K2, push(1, put("n", 1, state="T"), put("count", 1)), NOW)) == "locked"
+    assert held(room, "T") == {"n": 0}
+    assert records(room.receive(K2, push(2, put("n", 1, state="T")), NOW))
+
+
+def test_g7_an_expired_lease_is_over_before_the_write_that_comes_with_it(room: Room) -> None:
+    room.receive(K1, acquire(lease=5.0), NOW)
+    effects = room.receive(K1, under(1, 2, put("count", 1)), later(5))
+    assert entry_ops(effects) == [Freed(lock=LOCK, fence=2, reason="expired")]
+    assert code(effects) == "lock-lost"
+    assert records(effects)[0].entry.by.kind == "server"  # type: ignore[union-attr]
+    assert entry_ops(room.receive(K1, Renew(room="r", lock=LOCK, owner="o", fence=2), later(6))) == []
+    assert room.snapshot("k2", "kernel").locks == ()
+    assert records(room.receive(K2, push(1, put("count", 3)), later(6)))
+
+
+def test_an_expiry_needs_nobody_to_speak(room: Room) -> None:
+    room.receive(K1, acquire(lease=5.0), NOW)
+    room.receive(K1, Renew(room="r", lock=LOCK, owner="o", fence=2), later(4))
+    room.receive(K2, acquire("p"), later(4))
+    assert room.next_deadline() == later(9).mono
+    assert room.tick(later(8.9)) == []
+    assert entry_ops(room.tick(later(9))) == [
+        Freed(lock=LOCK, fence=2, reason="expired"),
+        Granted(lock=LOCK, member="m-k2", owner="p", label="kernel p", lease=10.0),
+    ]
+
+
+def test_who_waits_is_told_to_all_and_granted_in_turn(room: Room) -> None:
+    room.receive(K1, acquire(), NOW)
+    (tell,) = told(room.receive(K2, acquire("p"), NOW))
+    assert tell == Waiting(room="r", lock=LOCK, waiters=("m-k2",))  # type: ignore[comparison-overlap]
+    assert entry_ops(room.receive(K1, release(2), NOW)) == [
+        Freed(lock=LOCK, fence=2, reason="released"),
+        Granted(lock=LOCK, member="m-k2", owner="p", label="kernel p", lease=10.0),
+    ]
+
+
+@pytest.mark.parametrize("how", ["process", "leave", "away"])
+def test_what_a_member_held_is_free_when_it_is_gone(room: Room, how: str) -> None:
+    room.limits = Limits(away_seconds=10)
+    room.receive(K1, acquire(lease=600.0), NOW)
+    assert code(room.receive(K2, push(1, put("count", 1)), NOW)) == "locked"
+    if how == "leave":
+        effects = room.receive(K1, Leave(room="r"), NOW)
+    else:
+        room.disconnect("k1", NOW)
+        assert code(room.receive(K2, push(2, put("count", 1)), NOW)) == "locked"
+        effects = room.process("m-k1", alive=False, now=NOW) if how == "process" else room.tick(later(10))
+    assert entry_ops(effects) == [Freed(lock=LOCK, fence=2, reason="gone")]
+    assert records(room.receive(K2, push(room.marks["k2"].n + 1, put("count", 1)), later(10)))[0].entry
+
+
+def test_h26_a_lock_outlives_a_reload_and_its_lease_starts_anew(room: Room) -> None:
+    room.receive(K1, acquire(lease=5.0), NOW)
+    image = room.image()
+    fresh = Room("r", incarnation="i1", epoch="e2", limits=room.limits, image=image, now=later(1000).mono)
+    fresh.receive(K1, join(), later(1000))
+    assert entry_ops(fresh.tick(later(1004))) == []
+    assert records(fresh.receive(K1, under(1, 2, put("count", 1)), later(1004)))
+    assert entry_ops(fresh.tick(later(1005))) == [Freed(lock=LOCK, fence=2, reason="expired")]
+
+
+def test_who_may_not_write_may_not_lock(room: Room) -> None:
+    reader = author("k9", may_write=False)
+    room.receive(reader, join(state=None), NOW)
+    (failure,) = room.receive(reader, acquire(number=5), NOW)
+    assert isinstance(failure, Send)
+    assert (only([failure], Failure).problem.code, only([failure], Failure).id) == ("forbidden", 5)
+    (failure,) = room.receive(K1, acquire(lock=LockName(kind="state", name="X")), NOW)
+    assert only([failure], Failure).problem.code == "no-such-state"
+    assert only(room.receive(author("k8"), acquire(), NOW), Failure).problem.code == "no-such-room"
+
+
+def test_an_admin_breaks_a_lock(room: Room) -> None:
+    room.receive(K1, acquire(), NOW)
+    effects = room.break_lock(4, P1, LOCK, NOW)
+    assert entry_ops(effects) == [Freed(lock=LOCK, fence=2, reason="broken")]
+    assert effects[-1] == Answer(4, 3)
+    assert code(room.receive(K1, under(1, 2, put("count", 1)), NOW)) == "lock-lost"
+    assert room.break_lock(5, P1, LOCK, NOW) == [Answer(5, 3)]
+    reader = author("k9", may_write=False)
+    room.receive(K1, acquire("q"), NOW)
+    (answer,) = room.break_lock(6, reader, LOCK, NOW)
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.outcome, Forbidden)

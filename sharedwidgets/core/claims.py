@@ -1,0 +1,175 @@
+"""What one process asks of the locks of a room: its threads and tasks want, hold and give back.
+
+The server decides; whether a lock is held, the replica shows. A *tenure* is one claim from its first word to its end::
+
+    wanted ──(own writes decided)──▶ asked ──(grant seen)──▶ held ──▶ leaving ──(end seen)──▶ over
+       ▲                               │                      │          │
+       └──(connection or log lost)─────┘                      └──(end seen: lost)──▶ over
+
+It never goes back from *held*: a lease that was lost is not taken up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from sharedwidgets.core.protocol import Acquire, Cancel, LockImage, LockName, Problem, Release, Renew
+from sharedwidgets.core.replica import News, Pending, Replica
+
+Phase: TypeAlias = Literal["wanted", "asked", "held", "leaving", "over"]
+End: TypeAlias = Literal["released", "expired", "broken", "gone", "cancelled", "refused", "unknown"]
+Words: TypeAlias = Acquire | Cancel | Renew | Release
+
+
+@dataclass(eq=False)
+class Tenure:
+    """One claim on one lock. `owner` names a thread or task of this process, and is never used for another."""
+
+    lock: LockName
+    owner: str
+    lease: float
+    label: str
+    # The push made last when it was wanted: what was written before a lock was taken is not under it (H24).
+    behind: Pending | None = None
+    phase: Phase = "wanted"
+    fence: int = 0
+    end: End | None = None
+    problem: Problem | None = None
+    request: int = 0
+    # Whether a release is under way.
+    said: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether it ended without its owner having given it back."""
+        return self.phase == "over" and self.end not in ("released", "cancelled")
+
+
+class Claims:
+    """The tenures of one process in one room.
+
+    Parameters
+    ----------
+    room : str
+        The token.
+    """
+
+    def __init__(self, room: str) -> None:
+        self.room = room
+        self._tenures: list[Tenure] = []
+        self._words: list[Words] = []
+
+    @property
+    def held(self) -> tuple[Tenure, ...]:
+        """Those that may write under their fence."""
+        return tuple(item for item in self._tenures if item.phase == "held")
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is wanted, held, or still to be said."""
+        return not self._tenures and not self._words
+
+    def want(self, lock: LockName, owner: str, lease: float, label: str, behind: Pending | None = None) -> Tenure:
+        """A new claim, behind a push; what to say of it, `due` says."""
+        tenure = Tenure(lock, owner, lease, label, behind)
+        self._tenures.append(tenure)
+        return tenure
+
+    def leave(self, tenure: Tenure) -> None:
+        """Give it back, or stop waiting for it; a grant that is on its way is given back too (H23)."""
+        match tenure.phase:
+            case "wanted":
+                self._over(tenure, "cancelled")
+            case "asked":
+                self._words.append(Cancel(room=self.room, lock=tenure.lock, owner=tenure.owner))
+                self._over(tenure, "cancelled")
+            case "held":
+                tenure.phase = "leaving"
+            case _:
+                pass
+
+    def due(self, replica: Replica, numbers: Callable[[], int]) -> list[Words]:
+        """What to say now. A claim waits for the verdicts on what was written before it, its end for those under its fence."""
+        words, self._words = self._words, []
+        for tenure in self._tenures:
+            decided = tenure.behind is None or not replica.is_open(tenure.behind)
+            if tenure.phase == "wanted" and replica.live and decided:
+                tenure.phase, tenure.request = "asked", numbers()
+                words.append(
+                    Acquire(
+                        id=tenure.request,
+                        room=self.room,
+                        lock=tenure.lock,
+                        owner=tenure.owner,
+                        lease=tenure.lease,
+                        label=tenure.label,
+                    )
+                )
+            elif tenure.phase == "leaving" and not tenure.said and not replica.undecided_under(tenure.fence):
+                tenure.said = True
+                words.append(Release(room=self.room, lock=tenure.lock, owner=tenure.owner, fence=tenure.fence))
+        return words
+
+    def renewals(self, alive: Iterable[Tenure]) -> list[Words]:
+        """Words that keep these going."""
+        return [
+            Renew(room=self.room, lock=item.lock, owner=item.owner, fence=item.fence) for item in alive if item.phase == "held"
+        ]
+
+    def heard(self, replica: Replica, news: News, *, anew: bool) -> list[Tenure]:
+        """The replica took something in; `anew` after a snapshot, which tells nothing of queues. The tenures that moved on."""
+        moved: list[Tenure] = []
+        for tenure in list(self._tenures):
+            before = tenure.phase
+            image = replica.locks.get(tenure.lock)
+            if tenure.phase == "asked":
+                if image is not None and image.owner == tenure.owner:
+                    tenure.phase, tenure.fence = "held", image.fence
+                elif anew:
+                    tenure.phase = "wanted"
+            elif tenure.phase in ("held", "leaving") and (image is None or image.fence != tenure.fence):
+                self._over(tenure, self._why(tenure, news))
+            if tenure.phase != before:
+                moved.append(tenure)
+        return moved
+
+    def refused(self, request: int, problem: Problem) -> Tenure | None:
+        """The server does not take a claim."""
+        tenure = next((item for item in self._tenures if item.request == request and item.phase == "asked"), None)
+        if tenure is not None:
+            tenure.problem = problem
+            self._over(tenure, "refused")
+        return tenure
+
+    def disconnected(self) -> None:
+        """The connection is gone: what waits asks again, and a release is said again."""
+        for tenure in self._tenures:
+            if tenure.phase == "asked":
+                tenure.phase = "wanted"
+            tenure.said = False
+
+    def ended(self) -> list[Tenure]:
+        """The room is no more, and with it every claim."""
+        tenures = [*self._tenures]
+        for tenure in tenures:
+            self._over(tenure, "gone")
+        self._words.clear()
+        return tenures
+
+    def _why(self, tenure: Tenure, news: News) -> End:
+        for freed in news.freed:
+            if freed.fence == tenure.fence and freed.lock == tenure.lock:
+                return freed.reason
+        # A snapshot came instead of the entry that says it; who had said goodbye was heard.
+        return "released" if tenure.phase == "leaving" else "unknown"
+
+    def _over(self, tenure: Tenure, end: End) -> None:
+        tenure.phase, tenure.end = "over", end
+        self._tenures.remove(tenure)
+
+
+def holder_of(replica: Replica, state: str) -> LockImage | None:
+    """Who holds the lock of a state, as far as this replica knows."""
+    return replica.locks.get(LockName(kind="state", name=state))

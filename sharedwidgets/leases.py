@@ -1,0 +1,345 @@
+"""The locks this process wants and holds over one connection: waiting for them, writing under them, keeping them alive.
+
+All state is guarded by the connection's lock. Waiting is done by threads and tasks of the user, never by the I/O thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sharedwidgets import host
+from sharedwidgets.core.claims import Claims, Phase, Tenure, Words
+from sharedwidgets.core.protocol import LockName, Op, Problem
+from sharedwidgets.core.replica import News, Replica
+from sharedwidgets.errors import Locked, LockLost, LockTimeout, from_code
+
+if TYPE_CHECKING:
+    from sharedwidgets.connection import Connection, Session
+
+log = logging.getLogger("sharedwidgets")
+
+# Who runs: a thread, and the task of its loop.
+Owner = tuple[int, int]
+# A lease is renewed when so much of it is gone.
+RENEW_AFTER = 1 / 3
+
+
+@dataclass
+class _Kept:
+    """A tenure as its owner knows it."""
+
+    tenure: Tenure
+    alive: Callable[[], bool]
+    since: float = 0.0
+    renewed: float = 0.0
+    depth: int = 1
+
+
+class Leases:
+    """The locks of one room for one process.
+
+    Parameters
+    ----------
+    room : str
+        The token.
+    """
+
+    def __init__(self, room: str) -> None:
+        self.room = room
+        self.claims = Claims(room)
+        self._kept: dict[tuple[LockName, Owner], _Kept] = {}
+        self._waits: list[tuple[Tenure, tuple[Phase, ...], Future[None]]] = []
+
+    # --- of the owner that runs
+
+    def mine(self, lock: LockName) -> Tenure | None:
+        """The tenure of the thread or task that runs, held or lost and not given back yet."""
+        kept = self._kept.get((lock, host.owner()))
+        return None if kept is None else kept.tenure
+
+    def again(self, lock: LockName) -> Tenure | None:
+        """Take a lock once more that the thread or task that runs holds already."""
+        kept = self._kept.get((lock, host.owner()))
+        if kept is None:
+            return None
+        if kept.tenure.phase != "held":
+            raise self.lost(kept.tenure)
+        kept.depth += 1
+        return kept.tenure
+
+    def want(self, lock: LockName, lease: float, label: str, replica: Replica) -> Tenure:
+        """A claim of the thread or task that runs."""
+        tenure = self.claims.want(lock, uuid.uuid4().hex, lease, label, replica.newest())
+        self._kept[lock, host.owner()] = _Kept(tenure, _alive())
+        return tenure
+
+    def leave(self, tenure: Tenure) -> bool:
+        """Give a lock back, or stop waiting; whether this was the outermost hold of it."""
+        key = next((key for key, kept in self._kept.items() if kept.tenure is tenure), None)
+        if key is None:
+            return True
+        kept = self._kept[key]
+        kept.depth -= 1
+        if kept.depth > 0:
+            return False
+        del self._kept[key]
+        self.claims.leave(tenure)
+        self._moved()
+        return True
+
+    def fences(self, ops: Iterable[Op], replica: Replica) -> dict[str, int]:
+        """Under which fences the thread or task that runs writes these.
+
+        Raises
+        ------
+        Locked
+            Somebody else holds the lock of a state.
+        LockLost
+            It held the lock, and does not any more (G7).
+        """
+        fences: dict[str, int] = {}
+        for state in dict.fromkeys(op.state for op in ops):
+            name = LockName(kind="state", name=state)
+            tenure = self.mine(name)
+            if tenure is not None and tenure.phase not in ("wanted", "asked"):
+                if tenure.phase != "held":
+                    raise self.lost(tenure)
+                fences[state] = tenure.fence
+                continue
+            holder = replica.locks.get(name)
+            if holder is not None:
+                raise Locked(
+                    f"{state} is locked by {holder.label or holder.member}; nothing was written. Write under lock(), which "
+                    'waits for its turn, or give the class on_locked="wait"',
+                    room=self.room,
+                    state=state,
+                )
+        return fences
+
+    def left(self, tenure: Tenure, now: float) -> float:
+        """Seconds until the lease runs out if it is not renewed; 0 when it is not held."""
+        kept = next((item for item in self._kept.values() if item.tenure is tenure), None)
+        return 0.0 if kept is None or tenure.phase != "held" else max(0.0, kept.renewed + tenure.lease - now)
+
+    # --- waiting
+
+    def when(self, tenure: Tenure, phases: tuple[Phase, ...]) -> Future[None]:
+        """Done when the tenure is in one of these phases."""
+        future: Future[None] = Future()
+        if tenure.phase in phases:
+            future.set_result(None)
+        else:
+            self._waits.append((tenure, phases, future))
+        return future
+
+    def outcome(self, tenure: Tenure, replica: Replica, timeout: float) -> Exception | None:
+        """Why a claim is not held, or None when it is."""
+        if tenure.phase == "held":
+            return None
+        if tenure.problem is not None:
+            return from_code(tenure.problem.code, tenure.problem.message, room=self.room, state=tenure.problem.state)
+        holder = replica.locks.get(tenure.lock)
+        who = f"{holder.label or holder.member} holds it" if holder is not None else "the server did not grant it"
+        return LockTimeout(
+            f"no lock {tenure.lock.name!r} of {self.room!r} within {timeout:g} s: {who}; give more timeout=, or try again",
+            room=self.room,
+            state=tenure.lock.name if tenure.lock.kind == "state" else None,
+        )
+
+    def lost(self, tenure: Tenure) -> LockLost:
+        """The error for a lock that is not held any more."""
+        why = {
+            "expired": "its lease ran out; give lock(lease=) more seconds for a body that lets no other code run",
+            "broken": "somebody broke it",
+            "gone": "this process was taken for dead, or the room ended",
+        }.get(tenure.end or "", "it is not held any more")
+        return LockLost(
+            f"the lock {tenure.lock.name!r} of {self.room!r} was lost: {why}. What was written under it since had no effect",
+            room=self.room,
+            state=tenure.lock.name if tenure.lock.kind == "state" else None,
+        )
+
+    # --- of the I/O thread
+
+    def due(self, replica: Replica, numbers: Callable[[], int]) -> list[Words]:
+        """What to say of locks now, behind the pushes."""
+        return self.claims.due(replica, numbers)
+
+    def heard(self, replica: Replica, news: News, now: float, *, anew: bool) -> None:
+        """The replica took something in."""
+        for tenure in self.claims.heard(replica, news, anew=anew):
+            for kept in self._kept.values():
+                if kept.tenure is tenure and tenure.phase == "held":
+                    kept.since = kept.renewed = now
+        self._moved()
+
+    def refused(self, request: int, problem: Problem) -> bool:
+        """The server does not take a claim; whether it was one."""
+        found = self.claims.refused(request, problem) is not None
+        self._moved()
+        return found
+
+    def disconnected(self) -> None:
+        """The connection is gone."""
+        self.claims.disconnected()
+
+    def ended(self) -> None:
+        """The room is no more."""
+        self.claims.ended()
+        self._moved()
+
+    def renewals(self, now: float, hold_seconds: float) -> Sequence[Words]:
+        """Keep what is held; what its owner cannot give back any more is given back here."""
+        going: list[Tenure] = []
+        for key, kept in list(self._kept.items()):
+            if kept.tenure.phase != "held":
+                continue
+            if not kept.alive():
+                log.warning("whoever held the lock %r of %r has ended and did not give it back", key[0].name, self.room)
+                del self._kept[key]
+                self.claims.leave(kept.tenure)
+            elif now - kept.since < hold_seconds and now - kept.renewed >= kept.tenure.lease * RENEW_AFTER:
+                kept.renewed = now
+                going.append(kept.tenure)
+        return self.claims.renewals(going)
+
+    def _moved(self) -> None:
+        done = [item for item in self._waits if item[0].phase in item[1] or item[0].phase == "over"]
+        self._waits = [item for item in self._waits if item not in done]
+        for _, _, future in done:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+
+
+def _alive() -> Callable[[], bool]:
+    """Whether the thread or task that runs now still could give back what it takes."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if task is not None:
+        return lambda: not task.done()
+    thread = threading.current_thread()
+    return thread.is_alive
+
+
+def acquire(connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None) -> Tenure:
+    """Take a lock, waiting for its turn. What goes wrong, Ctrl-C included, leaves nothing held (H23).
+
+    Raises
+    ------
+    LockTimeout, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread, Closed, Forked
+    """
+    connection.check_may_wait()
+    tenure, future = claimed(connection, session, lock, lease)
+    try:
+        if future is not None:
+            _wait(future, timeout)
+        return settled(connection, session, tenure, timeout)
+    except BaseException:
+        abandon(connection, session, tenure)
+        raise
+
+
+async def acquire_async(
+    connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None
+) -> Tenure:
+    """`acquire` that lets the caller's loop run meanwhile."""
+    tenure, future = claimed(connection, session, lock, lease)
+    try:
+        if future is not None:
+            await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout)
+        return settled(connection, session, tenure, timeout)
+    except BaseException:
+        abandon(connection, session, tenure)
+        raise
+
+
+def claimed(
+    connection: Connection, session: Session, lock: LockName, lease: float | None
+) -> tuple[Tenure, Future[None] | None]:
+    """The claim of the thread or task that runs; without a future it holds the lock already."""
+    connection.check_usable()
+    with connection.lock:
+        if session.ended is not None:
+            raise from_code(session.ended.code, session.ended.message, room=session.room)
+        tenure = session.leases.again(lock)
+        if tenure is not None:
+            return tenure, None
+        seconds = connection.limits.lease_seconds if lease is None else lease
+        tenure = session.leases.want(lock, seconds, f"{host.kind()} {host.title()}", session.replica)
+        future = session.leases.when(tenure, ("held",))
+    connection.wake()
+    return tenure, future
+
+
+def settled(connection: Connection, session: Session, tenure: Tenure, timeout: float) -> Tenure:
+    """The tenure when it is held, or what it failed with."""
+    with connection.lock:
+        error = session.leases.outcome(tenure, session.replica, timeout)
+    if error is not None:
+        raise error
+    return tenure
+
+
+def abandon(connection: Connection, session: Session, tenure: Tenure) -> bool:
+    """Give back, or stop waiting, and do not wait for the server; whether it was the outermost hold."""
+    with connection.lock:
+        outermost = session.leases.leave(tenure)
+    connection.wake()
+    return outermost
+
+
+def release(connection: Connection, session: Session, tenure: Tenure, timeout: float) -> None:
+    """Give a lock back behind what was written under it; returns when it is free.
+
+    Raises
+    ------
+    LockLost
+        It was lost before.
+    LockTimeout
+        The server did not say so in time; the lock ends with its lease.
+    """
+    if not abandon(connection, session, tenure):
+        return
+    with connection.lock:
+        future = session.leases.when(tenure, ("over",))
+    _wait(future, timeout)
+    given_back(session, tenure, timeout)
+
+
+async def release_async(connection: Connection, session: Session, tenure: Tenure, timeout: float) -> None:
+    """`release` that lets the caller's loop run meanwhile."""
+    if not abandon(connection, session, tenure):
+        return
+    with connection.lock:
+        future = session.leases.when(tenure, ("over",))
+    await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout)
+    given_back(session, tenure, timeout)
+
+
+def given_back(session: Session, tenure: Tenure, timeout: float) -> None:
+    """Raise unless the lock was given back."""
+    if tenure.phase != "over":
+        raise LockTimeout(
+            f"the server did not confirm within {timeout:g} s that {tenure.lock.name!r} is free; its lease ends it",
+            room=session.room,
+        )
+    if tenure.lost:
+        raise session.leases.lost(tenure)
+
+
+def _wait(future: Future[None], timeout: float) -> None:
+    """Wait so long; whoever asked looks what has become of it."""
+    try:
+        future.result(timeout)
+    except (TimeoutError, FutureTimeout):
+        return

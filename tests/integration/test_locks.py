@@ -1,0 +1,499 @@
+"""Locks of real members: threads, tasks, processes and kernels that contend for one state.
+
+"One" and "two" are two members in this process, two sockets of two boots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ipywidgets
+import pytest
+import traitlets as t
+
+import sharedwidgets.connection
+from sharedwidgets import SharedState, connect, lock
+from sharedwidgets.errors import Locked, LockLost, LockOrder, LockTimeout
+from sharedwidgets_server.testing import LiveServer
+from support.faults import Faults
+from support.kernels import Kernel
+from support.rest import ask, room_url
+from support.scripts import Heard, eventually, seq
+
+
+class Counter(SharedState, delivery="thread"):
+    count = t.Int(0)
+    other = t.Int(0)
+    tags = t.Dict()
+
+
+class Patient(SharedState, state_name="Counter", delivery="thread", on_locked="wait"):
+    count = t.Int(0)
+    other = t.Int(0)
+    tags = t.Dict()
+
+
+class Other(SharedState, delivery="thread"):
+    n = t.Int(0)
+
+
+Link = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """One whose leases are short."""
+    limits = "{'lease_seconds': 1.5, 'heartbeat_seconds': 0.5, 'dead_seconds': 30.0}"
+    with LiveServer(tmp_path_factory.mktemp("server"), f"--SharedWidgetsApp.limits={limits}") as running:
+        yield running
+        for connection in list(sharedwidgets.connection._shared.values()):
+            connection.close()
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    ipywidgets.Widget.close_all()
+
+
+@pytest.fixture
+def token(request: pytest.FixtureRequest) -> str:
+    return re.sub(r"\W+", "-", request.node.name)
+
+
+@pytest.fixture
+def one(server: LiveServer, token: str) -> Counter:
+    return Counter().link_to(token, server=server.url, credential=server.credential)
+
+
+@pytest.fixture
+def two(server: LiveServer, token: str) -> Counter:
+    return Counter().link_to(token, server=server.url, credential=server.token)
+
+
+def in_thread(task: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(task).result(20)
+
+
+# --- what it is for
+
+
+def test_no_increment_of_any_owner_is_lost(server: LiveServer, one: Counter, two: Counter, token: str) -> None:
+    """G6: under the lock the trait shows everything that came before."""
+
+    def work(state: Counter) -> None:
+        for _ in range(25):
+            with state.lock() as held:
+                before = state.count
+                state.count = before + 1
+                assert held.fence > 0
+
+    threads = [threading.Thread(target=work, args=(state,)) for state in (one, two, one, two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for state in (one, two):
+        state.wait_until(lambda state=state: state.count == 100, 10)
+        assert (state.count, state.locked_by) == (100, None)
+    # Made, and of each round a grant, a write and an end.
+    assert seq(server, token) == 1 + 3 * 100
+
+
+@pytest.mark.asyncio
+async def test_tasks_of_one_loop_are_owners_of_their_own(one: Counter, two: Counter) -> None:
+    async def work(state: Counter) -> None:
+        for _ in range(10):
+            async with state.lock():
+                before = state.count
+                await asyncio.sleep(0)
+                state.count = before + 1
+
+    await asyncio.wait_for(asyncio.gather(work(one), work(one), work(two), work(two)), 60)
+    eventually(lambda: one.count == two.count == 40)
+
+
+def test_others_are_refused_meanwhile_and_told_who_holds_it(server: LiveServer, one: Counter, two: Counter, token: str) -> None:
+    refused = Heard(two, type="rejected")
+    with one.lock() as held:
+        assert two.wait_until(lambda: two.locked_by is not None, 10)
+        assert two.locked_by == one.locked_by == next(item for item in two.linked_from if item.id == one.locked_by.id)  # type: ignore[union-attr]
+        with pytest.raises(Locked, match=r"Counter is locked by script .*lock\(\)") as raised:
+            two.count = 5
+        assert (raised.value.room, raised.value.state, two.count) == (token, "Counter", 0)
+        # Another thread of the very process that holds it is somebody else as well (H22).
+        with pytest.raises(Locked):
+            in_thread(lambda: setattr(one, "count", 7))
+        one.count = 1
+        assert held.held
+        answer = ask(room_url(server, "rooms", token, "states", "Counter"), "PATCH", {"count": 9}, headers=server.headers)
+        assert (answer.status, answer.body["code"]) == (409, "locked")
+        assert "script" in answer.body["message"]
+    assert two.wait_until(lambda: two.locked_by is None, 10)
+    two.count += 1
+    two.flush()
+    assert two.wait_until(lambda: two.count == 2, 10)
+    assert refused.changes == []
+
+
+def test_a_write_that_did_not_know_of_the_lock_is_undone(one: Counter, two: Counter) -> None:
+    """G4: whoever had not heard of it is refused by the server, and told."""
+    refused = Heard(two, type="rejected")
+    bridge = two._bridge
+    assert bridge is not None
+    with one.lock():
+        assert two.wait_until(lambda: two.locked_by is not None, 10)
+        with bridge.connection.lock:
+            bridge.session.replica.locks.clear()
+        two.count = 5
+        event = refused.wait()
+    assert (event.problem.code, event.name, two.count) == ("locked", "count", 0)
+
+
+def test_a_patient_class_takes_its_turn(server: LiveServer, one: Counter, token: str) -> None:
+    patient = Patient().link_to(token, server=server.url, credential=server.token)
+    with one.lock():
+        assert patient.wait_until(lambda: patient.locked_by is not None, 10)
+        thread = threading.Thread(target=lambda: setattr(patient, "count", 5))
+        thread.start()
+        eventually(lambda: one.lock().waiters)
+        assert one.count == 0
+    thread.join(10)
+    assert one.wait_until(lambda: one.count == 5, 10)
+
+
+def test_an_unlinked_state_has_a_lock_of_its_own() -> None:
+    state = Counter()
+
+    def work() -> None:
+        for _ in range(200):
+            with state.lock(), state.lock():
+                before = state.count
+                time.sleep(0)
+                state.count = before + 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (state.count, state.locked_by) == (800, None)
+    with state.lock():
+        assert in_thread(lambda: state.lock().try_acquire()) is False
+        with pytest.raises(LockTimeout):
+            in_thread(lambda: state.lock(timeout=0.05).acquire())
+        with pytest.raises(LockLost):
+            in_thread(lambda: state.lock().release())
+
+
+@pytest.mark.asyncio
+async def test_an_unlinked_lock_tells_tasks_apart() -> None:
+    state = Counter()
+
+    async def work() -> None:
+        for _ in range(20):
+            async with state.lock():
+                before = state.count
+                await asyncio.sleep(0)
+                state.count = before + 1
+
+    await asyncio.gather(*(work() for _ in range(4)))
+    assert state.count == 80
+
+
+# --- taking it
+
+
+def test_it_is_taken_again_by_its_owner_and_ends_with_the_outermost(server: LiveServer, one: Counter, token: str) -> None:
+    with one.lock() as outer:
+        with one.lock() as inner:
+            assert inner.fence == outer.fence
+            one.count += 1
+        assert outer.held
+        one.count += 1
+    assert (one.count, one.locked_by) == (2, None)
+    assert not outer.held
+    assert (outer.fence, outer.lease_left) == (0, 0.0)
+
+
+def test_a_wait_is_finite_and_names_the_holder(one: Counter, two: Counter) -> None:
+    with one.lock():
+        with pytest.raises(LockTimeout, match=r"within 0\.2 s: script .* holds it"):
+            two.lock(timeout=0.2).acquire()
+        assert two.lock().try_acquire() is False
+    # What was given up is not granted later.
+    assert two.wait_until(lambda: two.locked_by is None, 10)
+    with two.lock():
+        pass
+    assert one.wait_until(lambda: one.locked_by is None, 10)
+
+
+def test_first_come_first_served(one: Counter, two: Counter) -> None:
+    order: list[int] = []
+    with one.lock():
+        threads = []
+        for number in range(5):
+            state = two if number % 2 else one
+
+            def work(number: int = number, state: Counter = state) -> None:
+                with state.lock():
+                    order.append(number)
+
+            threads.append(threading.Thread(target=work))
+            threads[-1].start()
+            eventually(lambda number=number: len(two._bridge.session.replica.waiting.get(_name(), ())) == number + 1)  # type: ignore[union-attr]
+    for thread in threads:
+        thread.join(20)
+    assert order == [0, 1, 2, 3, 4]
+
+
+def _name() -> Any:
+    from sharedwidgets.core.protocol import LockName
+
+    return LockName(kind="state", name="Counter")
+
+
+def test_several_at_once_in_any_order(server: LiveServer, one: Counter, two: Counter, token: str) -> None:
+    """Two that lock two states the other way round: nobody waits for ever."""
+    others = [Other().link_to(token, server=server.url, credential=secret) for secret in (server.credential, server.token)]
+
+    def work(first: SharedState, second: SharedState) -> None:
+        for _ in range(20):
+            with lock(first, second, timeout=20):  # type: ignore[arg-type]
+                one_of, other = (first, second) if isinstance(first, Counter) else (second, first)
+                one_of.count += 1  # type: ignore[attr-defined]
+                other.n += 1  # type: ignore[attr-defined]
+
+    threads = [threading.Thread(target=work, args=pair) for pair in ((one, others[0]), (others[1], two))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert one.wait_until(lambda: (one.count, others[0].n) == (40, 40), 10)
+
+
+def test_out_of_order_says_so_at_once(server: LiveServer, one: Counter, token: str) -> None:
+    other = Other().link_to(token, server=server.url, credential=server.credential)
+    with other.lock(), pytest.raises(LockOrder, match=r"'Counter'.*comes before 'Other'.*lock\(a, b\)"):
+        one.lock().acquire()
+    with one.lock(), other.lock():
+        pass
+    with one.transaction(), pytest.raises(LockOrder, match="outside of a transaction"):
+        one.lock().acquire()
+    with one.hold_sync(), pytest.raises(LockOrder):
+        one.lock().acquire()
+    assert one.locked_by is None
+
+
+def test_named_locks_cover_nothing(server: LiveServer, one: Counter, two: Counter, token: str) -> None:
+    rooms = [connect(token, server.url, secret, delivery="thread") for secret in (server.credential, server.token)]
+    with rooms[0].lock("fit") as held:
+        assert rooms[1].lock("fit").try_acquire() is False
+        with rooms[1].lock("other"):
+            two.count = 3
+        assert held.held
+    free = rooms[1].lock("fit")
+    eventually(free.try_acquire)
+    free.release()
+    for room in rooms:
+        room.close()
+
+
+def test_what_was_written_before_a_lock_is_not_under_it(server: LiveServer, one: Counter, token: str) -> None:
+    """H24: sets that wait in a window when the lock is taken go before it, and those made in it before its end."""
+    refused = Heard(one, type="rejected")
+    for number in range(50):
+        one.count = number
+        with one.lock():
+            one.other = number
+        one.count = number + 1
+    one.flush()
+    assert (refused.changes, one.count, one.other) == ([], 50, 49)
+
+
+def test_h21_the_trait_is_fresh_though_the_main_thread_did_not_look(one: Counter, two: Counter) -> None:
+    """The grant arrives while `acquire` blocks: the next read must be of what came before it."""
+    for number in range(20):
+        assert two.wait_until(lambda: two.locked_by is None, 10)
+        two.count = number * 10
+        two.flush()
+        with one.lock():
+            assert one.count == number * 10
+            one.count += 1
+        assert two.wait_until(lambda number=number: two.count == number * 10 + 1, 10)
+
+
+def test_events_of_what_a_lock_showed_are_told_afterwards(one: Counter, two: Counter) -> None:
+    """No user code runs inside `acquire`."""
+    inside: list[str] = []
+    acquiring = threading.Event()
+    one.observe(lambda change: inside.append(threading.current_thread().name) if acquiring.is_set() else None, "count")
+    two.count = 5
+    two.flush()
+    acquiring.set()
+    with one.lock():
+        acquiring.clear()
+        assert one.count == 5
+    assert threading.current_thread().name not in inside
+
+
+# --- losing it
+
+
+def test_a_lease_is_renewed_while_its_owner_lives(one: Counter, two: Counter) -> None:
+    with one.lock() as held:
+        deadline = time.monotonic() + 4.0
+        while time.monotonic() < deadline:
+            assert held.lease_left > 0
+            threading.Event().wait(0.1)
+        held.check()
+        one.count = 1
+    assert two.wait_until(lambda: two.count == 1, 10)
+
+
+def test_a_broken_lock_is_lost_and_what_was_written_under_it_too(
+    server: LiveServer, one: Counter, two: Counter, token: str
+) -> None:
+    """G7."""
+    told: list[Any] = []
+    with pytest.raises(LockLost, match="somebody broke it"), one.lock() as held:
+        held.on_lost(told.append)
+        one.count = 1
+        one.flush()
+        where = room_url(server, "rooms", token, "states", "Counter") + "/lock"
+        assert ask(where, "DELETE", headers=server.headers).status == 204
+        eventually(lambda: not held.held)
+        with pytest.raises(LockLost):
+            one.count = 2
+        with pytest.raises(LockLost):
+            held.check()
+        assert two.wait_until(lambda: two.locked_by is None, 10)
+        two.count = 7
+        two.flush()
+    eventually(lambda: len(told) == 1)
+    assert one.wait_until(lambda: one.count == 7, 10)
+    assert ask(where, "DELETE", headers=server.headers).status == 204
+
+
+def test_a_thread_that_ends_without_giving_it_back(one: Counter, two: Counter) -> None:
+    thread = threading.Thread(target=lambda: one.lock().acquire())
+    thread.start()
+    thread.join(10)
+    with two.lock(timeout=10):
+        two.count = 1
+
+
+@pytest.mark.asyncio
+async def test_h23_a_cancelled_task_waits_no_more(one: Counter, two: Counter) -> None:
+    with one.lock():
+        task = asyncio.get_running_loop().create_task(two.lock().acquire_async())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await asyncio.get_running_loop().run_in_executor(None, lambda: one.wait_until(lambda: one.locked_by is None, 10))
+    assert one.locked_by is None
+
+
+def test_a_lost_connection_is_not_a_lost_lock(server: LiveServer, token: str, two: Counter) -> None:
+    """The process lives, and comes back in time; what it wrote meanwhile counts."""
+    with Faults(server.port) as faults:
+        url = f"http://127.0.0.1:{faults.port}/"
+        one = Counter().link_to(token, server=url, credential=server.credential)
+        with one.lock(lease=20.0) as held:
+            one.count = 1
+            faults.cut()
+            one.count = 2
+            faults.cut()
+            one.other = 1
+            assert held.held
+        assert two.wait_until(lambda: (two.count, two.other, two.locked_by) == (2, 1, None), 10)
+        one.close()
+
+
+# --- processes
+
+KERNEL = """
+import os, time
+import traitlets as t
+from sharedwidgets import SharedState
+from sharedwidgets.errors import *
+
+class Counter(SharedState):
+    count = t.Int(0)
+    other = t.Int(0)
+    tags = t.Dict()
+
+c = Counter().link_to({token!r})
+"""
+
+
+def test_a_kernel_restarted_while_it_holds_frees_it_at_once(server: LiveServer, two: Counter, token: str) -> None:
+    with Kernel(server) as kernel:
+        kernel.run(KERNEL.format(token=token))
+        kernel.run("held = c.lock(lease=600); held.acquire(); None")
+        assert two.wait_until(lambda: two.locked_by is not None, 10)
+        assert two.locked_by.kernel_id == kernel.id  # type: ignore[union-attr]
+        os.kill(kernel.value("os.getpid()"), signal.SIGKILL)
+        killed = time.monotonic()
+        with two.lock(timeout=10):
+            assert time.monotonic() - killed < 2.0
+
+
+def test_h27_a_stopped_holder_is_fenced_and_told(server: LiveServer, two: Counter, token: str) -> None:
+    """Three times its lease: its write is refused, and it is told."""
+    with Kernel(server) as kernel:
+        kernel.run(KERNEL.format(token=token))
+        pid = kernel.value("os.getpid()")
+        cell = kernel.start(
+            "try:\n    with c.lock() as held:\n        c.count = c.count + 1\n        c.flush()\n        print('go')\n"
+            "        while held.held:\n            time.sleep(0.01)\n"
+            "        c.other = 5\nexcept LockLost as error:\n    why = str(error)"
+        )
+        assert two.wait_until(lambda: two.count == 1, 10)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with two.lock(timeout=10):
+                two.count += 1
+            time.sleep(1.5 * 3)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        kernel.finish(cell)
+        assert "lost" in kernel.value("why")
+        two.flush()
+        assert (two.count, two.other) == (2, 0)
+        eventually(lambda: kernel.value("[c.pull().count, c.other]") == [2, 0])
+
+
+@pytest.mark.parametrize("where", ["acquire", "body"])
+def test_h23_an_interrupt_leaves_nothing_held(server: LiveServer, two: Counter, token: str, where: str) -> None:
+    with Kernel(server) as kernel:
+        kernel.run(KERNEL.format(token=token))
+        if where == "acquire":
+            with two.lock():
+                cell = kernel.start("with c.lock(): pass")
+                eventually(lambda: two.lock().waiters)
+                server.ask("POST", f"api/kernels/{kernel.id}/interrupt")
+                with pytest.raises(AssertionError, match="KeyboardInterrupt"):
+                    kernel.finish(cell)
+        else:
+            cell = kernel.start("with c.lock():\n    c.count = 1\n    time.sleep(20)")
+            assert two.wait_until(lambda: two.count == 1, 10)
+            server.ask("POST", f"api/kernels/{kernel.id}/interrupt")
+            with pytest.raises(AssertionError, match="KeyboardInterrupt"):
+                kernel.finish(cell)
+        assert two.wait_until(lambda: two.locked_by is None, 10)
+        with two.lock(timeout=5):
+            two.count += 1
+        kernel.run("with c.lock(): c.count += 1")
+        assert two.wait_until(lambda: two.count == (3 if where == "body" else 2), 10)
