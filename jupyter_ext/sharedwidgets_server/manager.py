@@ -813,17 +813,11 @@ class RoomQueue:
         return fresh
 
     def _told(self, batch: Sequence[_Input]) -> set[str]:
-        """The boots that are in, and stay so on the connection this room speaks to: they can be told what was lost.
+        """The boots that are in and stay so: they can be told what was lost.
 
-        One that went in it, or came back on another connection, is brought in by its own words, which are decided once more.
+        One that went in it, to come back on another connection perhaps, is brought in by its own words, decided once more.
         """
-        told = set(self._readers)
-        for item in batch:
-            if isinstance(item, _Disconnected):
-                told.discard(item.boot)
-            elif isinstance(item, _FromClient) and item.generation != self._speaks.get(item.author.boot):
-                told.discard(item.author.boot)
-        return told
+        return self._readers.keys() - {item.boot for item in batch if isinstance(item, _Disconnected)}
 
     async def _without(self, room: Room, broken: _Input) -> Room:
         """An input broke the room's rules for itself, which is a bug: go on from the store, and refuse the input for good."""

@@ -1414,6 +1414,32 @@ def test_h30_the_newest_value_stays_whichever_thread_brings_it(here: Link, there
     assert [state.count for state in (one, twin, two)] == [truth] * 3
 
 
+def test_h30_an_older_value_that_took_long_to_make_does_not_cover_a_newer(here: Link, there: Link, token: str) -> None:
+    """Another thread puts 2 in while this one is still making 1 of what it read before."""
+    begun, overtaken = threading.Event(), threading.Event()
+
+    def made(value: int, owner: SharedState) -> int:
+        if value == 1 and owner is one and not begun.is_set():
+            begun.set()
+            two.n = 2
+            replica = one._bridge.session.replica  # type: ignore[union-attr]
+            eventually(lambda: replica.value("Slow", "n") == 2)
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(one.pull).result(10)
+            assert owner.n == 2  # type: ignore[attr-defined]
+            overtaken.set()
+        return value
+
+    class Slow(SharedState, delivery="thread"):
+        n = t.Int(0).tag(to_json=lambda value, owner: value, from_json=made)
+
+    one, two = here(Slow(), token), there(Slow(), token)
+    two.n = 1
+    assert overtaken.wait(10)
+    settled(one, two)
+    assert (one.n, two.n) == (2, 2)
+
+
 def test_h30_an_own_write_does_not_hide_what_came_on_its_heels(here: Link, there: Link, token: str) -> None:
     one, two = here(Counter(), token), there(Counter(), token)
     for number in range(200):
