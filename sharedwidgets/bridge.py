@@ -13,10 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sharedwidgets import host, leases
+import msgspec
+
+from sharedwidgets import host
 from sharedwidgets.connection import Connection, Session, Written
 from sharedwidgets.core.protocol import Actor, LockName, Op, Problem
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
@@ -34,16 +35,14 @@ UNSEEN = -1
 TURN_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(msgspec.Struct, frozen=True, eq=False):
     """What a trait shows: the wire value, and the replica version it is of."""
 
     value: Value
     version: int
 
 
-@dataclass(frozen=True)
-class _Put:
+class _Put(msgspec.Struct, frozen=True, eq=False):
     """A value that was put into a trait and that the class's own validators have not seen yet."""
 
     trait: str
@@ -57,15 +56,13 @@ class _Put:
     again: bool
 
 
-@dataclass(frozen=True, eq=False)
-class _Mark:
+class _Mark(msgspec.Struct, frozen=True, eq=False):
     """There is something new of a trait; gone when that is put in, unless more has come meanwhile."""
 
     origin: ChangeOrigin
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, eq=False):
     """Something to tell the observers of a trait."""
 
     trait: str
@@ -248,6 +245,8 @@ class Bridge:
         except Locked:
             if not self.waits:
                 raise
+        from sharedwidgets import leases
+
         name = LockName(kind="state", name=self.state)
         tenure = leases.acquire(self.connection, self.session, name, TURN_SECONDS, None)
         try:

@@ -71,7 +71,6 @@ from sharedwidgets.errors import (
     WrongThread,
     from_code,
 )
-from sharedwidgets.leases import Leases
 
 if TYPE_CHECKING:
     from tornado.websocket import WebSocketClientConnection
@@ -116,6 +115,9 @@ class Session:
     """
 
     def __init__(self, connection: Connection, room: str) -> None:
+        # Loaded by who links: importing this library is to cost little.
+        from sharedwidgets.leases import Leases
+
         self.connection = connection
         self.room = room
         self.replica = Replica(room)
@@ -150,7 +152,7 @@ class Session:
         return any(grouping() for grouping in [*self.groupers])
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     """A join on its way; its future is set once the replica holds what was joined."""
 

@@ -32,7 +32,7 @@ Owner = tuple[int, int]
 RENEW_AFTER = 1 / 3
 
 
-@dataclass
+@dataclass(eq=False)
 class _Kept:
     """A tenure as its owner knows it."""
 

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
 
 from sharedwidgets import discovery, host
 from sharedwidgets.connection import Connection, LinkState, Session, Wanted, shared
@@ -21,7 +22,9 @@ from sharedwidgets.core.replica import Change, News, Refused
 from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, from_code
-from sharedwidgets.locks import WAIT_SECONDS, Lock
+
+if TYPE_CHECKING:
+    from sharedwidgets.locks import Lock
 
 log = logging.getLogger("sharedwidgets")
 
@@ -179,7 +182,7 @@ class Room(Mapping[str, "RoomState"]):
         if ops:
             self._send(ops, group=True)
 
-    def lock(self, name: str, timeout: float = WAIT_SECONDS, lease: float | None = None) -> Lock:
+    def lock(self, name: str, timeout: float = 30.0, lease: float | None = None) -> Lock:
         """A lock of this name, known to everyone in the room; it covers nothing by itself.
 
         Parameters
@@ -192,6 +195,9 @@ class Room(Mapping[str, "RoomState"]):
         self._check_open()
         if not 0 < len(text(name)) <= MAX_NAME:
             raise InvalidValue(f"the name of a lock has 1 to {MAX_NAME} characters, not {len(name)}", room=self.token)
+        # Loaded by who locks: importing this library is to cost little.
+        from sharedwidgets.locks import Lock
+
         return Lock(self._session, LockName(kind="named", name=name), timeout=timeout, lease=lease, mode=self._mode)
 
     def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
@@ -301,7 +307,7 @@ class Room(Mapping[str, "RoomState"]):
             for change in news.changes if self._on_change else ():
                 key = (change.state, change.trait)
                 earlier = self._changes.get(key)
-                self._changes[key] = replace(change, old=earlier.old) if earlier else change
+                self._changes[key] = msgspec.structs.replace(change, old=earlier.old) if earlier else change
             for callbacks, facts in (
                 (self._on_join, news.joined),
                 (self._on_leave, news.gone),

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 import traitlets as t
@@ -26,9 +26,11 @@ from sharedwidgets.core.protocol import LastChange, LockName, Member, Problem, T
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.errors import InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
-from sharedwidgets.locks import WAIT_SECONDS, LocalLock, Lock, Mutex
 from sharedwidgets.room import Room
 from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, is_private, prepared, shared_trait
+
+if TYPE_CHECKING:
+    from sharedwidgets.locks import LocalLock, Lock
 
 log = logging.getLogger("sharedwidgets")
 
@@ -136,7 +138,6 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         self._handle: Room | None = None
         self._waiting: threading.Event | None = None
         self._in_transaction: tuple[int, int] | None = None
-        self._mutex = Mutex()
         super().__init__(_view_esm=bundle.source(self._view_source), **traits)
         self.on_msg(send_module)
         self._say_link()
@@ -240,7 +241,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
     # --- locks
 
-    def lock(self, timeout: float = WAIT_SECONDS, lease: float | None = None) -> Any:
+    def lock(self, timeout: float = 30.0, lease: float | None = None) -> Lock | LocalLock:
         """The lock of this state: while it is held, nobody else anywhere writes the state's traits.
 
         ::
@@ -260,9 +261,12 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         Lock
             To be used as ``with`` or ``async with``. While the state is not linked it is a `LocalLock` of this process.
         """
+        # Loaded by who locks: importing this library is to cost little.
+        from sharedwidgets.locks import LocalLock, Lock, Mutex
+
         bridge = self._bridge
         if bridge is None:
-            return LocalLock(self._mutex, timeout)
+            return LocalLock(self.__dict__.setdefault("_mutex", Mutex()), timeout)
         name = LockName(kind="state", name=bridge.state)
         return Lock(bridge.session, name, timeout=timeout, lease=lease, mode=self._mode())
 
@@ -758,7 +762,7 @@ def _settle(future: asyncio.Future[Bunch], change: Bunch) -> None:
         future.set_result(change)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Late:
     """A link that was asked for before its server was there."""
 

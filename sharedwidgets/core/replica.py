@@ -10,7 +10,6 @@ Not thread-safe: the owner guards it with one lock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -48,8 +47,7 @@ TraitKey: TypeAlias = tuple[str, str]
 ChangeOrigin: TypeAlias = Literal["local", "remote", "rollback", "resync"]
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One trait looks different now. `old` and `new` are values of the view; `seq` is 0 for an own write not decided yet."""
 
     state: str
@@ -61,8 +59,7 @@ class Change:
     seq: int = 0
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """An own push had no effect; `problem` says why and `values` what the room holds."""
 
     n: int
@@ -71,32 +68,30 @@ class Refused:
     values: Mapping[str, Mapping[str, Value]]
 
 
-@dataclass
-class News:
+class News(msgspec.Struct):
     """What one message did to the replica.
 
     `defined`: a state or trait appeared; `locked`: who holds a lock changed; `ended`: the room is no more, and why.
     """
 
-    changes: list[Change] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    joined: list[Member] = field(default_factory=list)
-    gone: list[Member] = field(default_factory=list)
-    send: list[Resume] = field(default_factory=list)
-    freed: list[Freed] = field(default_factory=list)
+    changes: list[Change] = msgspec.field(default_factory=list)
+    refused: list[Refused] = msgspec.field(default_factory=list)
+    joined: list[Member] = msgspec.field(default_factory=list)
+    gone: list[Member] = msgspec.field(default_factory=list)
+    send: list[Resume] = msgspec.field(default_factory=list)
+    freed: list[Freed] = msgspec.field(default_factory=list)
     locked: bool = False
     defined: bool = False
     ended: Problem | None = None
 
 
-@dataclass
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """Ops of one push that have no verdict. `n` is 0 until taken; a `group` is never merged with others."""
 
     ops: tuple[Op, ...]
     group: bool
     depth: int = 0
-    fences: Mapping[str, int] = field(default_factory=dict)
+    fences: Mapping[str, int] = msgspec.field(default_factory=dict)
     n: int = 0
     sent: bool = False
     whole: bool = False
