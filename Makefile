@@ -10,6 +10,10 @@ OLD := .venv-ipykernel6
 STAMPS := .make
 SOURCES := $(shell find js/src js/build.mjs js/package.json -type f)
 
+# An editable install builds the page module once more, by the way, and npm then writes its lock file anew, as it was: what was
+# made before that is not older for it. In the order in which one is made of the other.
+SETTLED = touch -c $(STAMPS)/npm && touch -c $(STAMPS)/bundle && touch -c $(STAMPS)/venv $(STAMPS)/ipykernel6 $(STAMPS)/interpreters
+
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -28,7 +32,7 @@ $(STAMPS)/venv: pyproject.toml $(STAMPS)/bundle
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	@touch $@
+	@$(SETTLED) && touch $@
 
 # The oldest kernel we promise to work with, beside the newest in the first environment.
 $(STAMPS)/ipykernel6: pyproject.toml $(STAMPS)/bundle
@@ -36,11 +40,11 @@ $(STAMPS)/ipykernel6: pyproject.toml $(STAMPS)/bundle
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
 	$(OLD)/bin/python -m pip install --quiet --upgrade pip
 	$(OLD)/bin/python -m pip install --quiet --editable . 'ipykernel==6.31.*'
-	@touch $@
+	@$(SETTLED) && touch $@
 
 $(STAMPS)/interpreters: pyproject.toml scripts/interpreters.py $(STAMPS)/bundle
 	$(PYTHON) scripts/interpreters.py setup
-	@touch $@
+	@$(SETTLED) && touch $@
 
 $(STAMPS)/chromium:
 	@mkdir -p $(STAMPS)

@@ -82,3 +82,9 @@ def test_an_sdist_installs_without_node_and_uninstall_leaves_nothing(built: Path
     run(*pip, "uninstall", "--yes", "sharedwidgets", PATH=bare)
     after = {path for path in venv.rglob("*") if "__pycache__" not in path.parts}
     assert not [path for path in after - before if path.is_file()]
+
+
+def test_what_was_set_up_is_not_set_up_again() -> None:
+    """The second `make` of the day costs seconds."""
+    asked = subprocess.run(["make", "--question", "setup"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
