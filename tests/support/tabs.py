@@ -334,6 +334,9 @@ class Tab:
             while self.page.evaluate("window.keys.length") < wanted:
                 # Lab may take the focus while it is starting; a key that went elsewhere was no move.
                 assert time.monotonic() < deadline, "the slider gets no keys"
+                # So does its word that the server is gone, which lies over everything.
+                for button in self.page.locator(".jp-Dialog .jp-mod-accept").all():
+                    button.click()
                 handle.press(key, timeout=WAIT_MS)
             self.page.wait_for_timeout(PACE_MS)
 
