@@ -436,7 +436,8 @@ class Bridge:
                 return True
             if self._holds or self._writing:
                 return False
-            dirty = dict(self._dirty)
+            # Every trait is looked at: whoever brings news notes them after the replica has them, and this one may be earlier.
+            dirty = {trait: self._dirty.get(trait) or _Mark("remote") for trait in self.traits}
         put = self._put(dirty)
         self.delivery.ring()
         return put

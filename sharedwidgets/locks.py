@@ -74,6 +74,8 @@ class Lock:
         self._lease = lease
         self._mode: Mode = mode
         self._tenure: Tenure | None = None
+        # How often its owner took this very object.
+        self._depth = 0
 
     def __repr__(self) -> str:
         return f"<Lock {self._name.name!r} of {self._session.room!r}, {'held' if self.held else 'not held'}>"
@@ -118,14 +120,15 @@ class Lock:
         tenure = self._tenure
         if tenure is None:
             raise LockLost("take the lock first: only what is held can be lost")
-        delivery = Delivery(lambda: self._tell_lost(tenure, callback), self._mode)
+
+        def tell() -> None:
+            delivery.close()
+            callback(self)
+
+        delivery = Delivery(tell, self._mode)
         with self._connection.lock:
             future = self._session.leases.when(tenure, ("over",))
-        future.add_done_callback(lambda done: delivery.ring())
-
-    def _tell_lost(self, tenure: Tenure, callback: Callable[[Lock], object]) -> None:
-        if tenure.lost:
-            callback(self)
+        future.add_done_callback(lambda done: delivery.ring() if tenure.lost else delivery.close())
 
     # --- for threads
 
@@ -174,8 +177,7 @@ class Lock:
         LockTimeout
             The server did not confirm it.
         """
-        tenure, self._tenure = self._given(), None
-        leases.release(self._connection, self._session, tenure, RELEASE_SECONDS)
+        leases.release(self._connection, self._session, self._given(), RELEASE_SECONDS)
 
     def __enter__(self) -> Lock:
         return self.acquire()
@@ -208,8 +210,7 @@ class Lock:
 
     async def release_async(self) -> None:
         """`release` that lets the loop run meanwhile."""
-        tenure, self._tenure = self._given(), None
-        await leases.release_async(self._connection, self._session, tenure, RELEASE_SECONDS)
+        await leases.release_async(self._connection, self._session, self._given(), RELEASE_SECONDS)
 
     async def __aenter__(self) -> Lock:
         return await self.acquire_async()
@@ -250,6 +251,7 @@ class Lock:
     def _note(self) -> None:
         held = [item for item in _taken.get(host.owner(), []) if item.held]
         _taken[host.owner()] = [*held, self]
+        self._depth += 1
 
     def _given(self) -> Tenure:
         owner = host.owner()
@@ -258,9 +260,13 @@ class Lock:
             taken.remove(self)
             if not taken:
                 _taken.pop(owner, None)
-        if self._tenure is None:
+        tenure = self._tenure
+        if tenure is None:
             raise LockLost("this lock is not held here; acquire() it first")
-        return self._tenure
+        self._depth -= 1
+        if self._depth <= 0:
+            self._tenure, self._depth = None, 0
+        return tenure
 
 
 _HOLD = "another thread's hold or transaction keeps the traits from showing what came before the lock; end it first"

@@ -225,6 +225,47 @@ def test_it_is_taken_again_by_its_owner_and_ends_with_the_outermost(server: Live
     assert (outer.fence, outer.lease_left) == (0, 0.0)
 
 
+def test_the_very_same_lock_is_taken_again(one: Counter, two: Counter) -> None:
+    held = one.lock()
+    with held:
+        with held:
+            one.count = 1
+        assert held.held
+        one.count = 2
+    assert not held.held
+    with two.lock(timeout=5):
+        assert two.count == 2
+
+
+def test_g6_what_came_with_the_grant_itself_is_shown(one: Counter, two: Counter) -> None:
+    """The replica has it, and nobody has told the object yet that there is something new."""
+    session = one._bridge.session  # type: ignore[union-attr]
+    with session.connection.lock:
+        session.listeners.clear()
+    two.count = 7
+    two.flush()
+    eventually(lambda: session.replica.value("Counter", "count") == 7)
+    assert one.count == 0
+    with one.lock():
+        assert one.count == 7
+        one.count += 1
+    assert two.wait_until(lambda: two.count == 8, 10)
+
+
+def test_asking_to_be_told_of_a_loss_leaves_no_thread_behind(one: Counter) -> None:
+    def deliveries() -> int:
+        return sum(thread.name == "sharedwidgets-delivery" for thread in threading.enumerate())
+
+    with one.lock():
+        one.count = 1
+    eventually(lambda: deliveries() >= 1)  # the object's own, which a lock rings
+    before = deliveries()
+    for _ in range(5):
+        with one.lock() as held:
+            held.on_lost(lambda lock: None)
+    eventually(lambda: deliveries() <= before)
+
+
 def test_a_wait_is_finite_and_names_the_holder(one: Counter, two: Counter) -> None:
     with one.lock():
         with pytest.raises(LockTimeout, match=r"within 0\.2 s: script .* holds it"):
