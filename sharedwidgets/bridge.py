@@ -17,22 +17,19 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sharedwidgets import host
+from sharedwidgets import host, verdicts
 from sharedwidgets.connection import Connection, Session, Written
-from sharedwidgets.core.protocol import Actor, LockName, Op, Problem
+from sharedwidgets.core import delta
+from sharedwidgets.core.protocol import Actor, Append, Inc, Op, Problem
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
-from sharedwidgets.core.values import Value, same
+from sharedwidgets.core.values import Value, plus, same
 from sharedwidgets.delivery import Delivery, Mode
-from sharedwidgets.errors import InvalidValue, Locked, SharedWidgetsError
+from sharedwidgets.errors import InvalidValue, NotFound, SharedWidgetsError
 from sharedwidgets.traits import SharedTrait
+from sharedwidgets.transactions import UNSEEN, Part
+from sharedwidgets.turns import in_turn, in_turn_async
 
 log = logging.getLogger("sharedwidgets")
-
-
-# The version of a value that is in no replica: whatever the replica holds is newer.
-UNSEEN = -1
-# How long an assignment waits for its turn, where the class says that it does.
-TURN_SECONDS = 5.0
 
 
 class Shown(msgspec.Struct, frozen=True, eq=False):
@@ -74,6 +71,21 @@ class Event(msgspec.Struct, frozen=True, eq=False):
     problem: Problem | None = None
 
 
+class Level(msgspec.Struct, eq=False):
+    """One group of writes, perhaps inside another: what was there when it began, and what it comes to."""
+
+    outer: dict[str, Value] | None
+    again: set[str]
+    shown: dict[str, Shown]
+    stated: dict[str, list[Op]]
+    # When it has ended: what each trait showed before and shows now, and the ops of those that are sent.
+    ended: bool = False
+    before: dict[str, Value] = msgspec.field(default_factory=dict)
+    now: dict[str, Value] = msgspec.field(default_factory=dict)
+    said: set[str] = msgspec.field(default_factory=set)
+    made: dict[str, list[Op]] = msgspec.field(default_factory=dict)
+
+
 class Owner(Protocol):
     """What a bridge asks of the object it links."""
 
@@ -90,6 +102,9 @@ class Owner(Protocol):
 
     def _tell(self, event: Event) -> None:
         """Tell observers."""
+
+    def _part(self) -> Part | None:
+        """What it does in a transaction."""
 
     def _room_ended(self, problem: Problem) -> None:
         """The room is no more."""
@@ -161,6 +176,8 @@ class Bridge:
         # Whose writes a transaction takes; None: everybody's, as in a hold of traitlets.
         self._group_owner: tuple[int, int] | None = None
         self._said_again: set[str] = set()
+        # Of the group: traits of which it is said what is done to them, as sums and items are, and not what they are.
+        self._stated: dict[str, list[Op]] = {}
         self._warned: set[str] = set()
         self._local = threading.local()
 
@@ -192,11 +209,44 @@ class Bridge:
         self._local.wrote = True
         with self._lock:
             before = self._shown[trait].value
+        stated = self._stated_of(trait, before, value)
+        with self._lock:
             if self._group is not None and self._in_group():
+                self._state(trait, stated)
                 self._group.setdefault(trait, before)
                 self._shown[trait] = Shown(value, UNSEEN)
                 return []
-        return self._send(trait, raw, before, value)
+        return self._send(trait, raw, before, value, stated)
+
+    @contextmanager
+    def stating(self, op: Op) -> Iterator[None]:
+        """An assignment of this thread that is made meanwhile is this op: a sum or items, which lose to nobody."""
+        outer = getattr(self._local, "op", None)
+        self._local.op = op
+        try:
+            yield
+        finally:
+            self._local.op = outer
+
+    def _stated_of(self, trait: str, before: Value, value: Value) -> Op | None:
+        """The op that was stated for this assignment; None when the class's validators made something else of it."""
+        op: Op | None = getattr(self._local, "op", None)
+        if op is None or op.path[0] != trait:
+            return None
+        self._local.op = None
+        try:
+            return op if same(delta.apply(before, op), value) else None
+        except (InvalidValue, NotFound):
+            return None
+
+    def _state(self, trait: str, op: Op | None) -> None:
+        """Note what is done to a trait in a group; once it was assigned, only what it is then counts. The lock is held."""
+        assert self._group is not None
+        if op is None or (trait in self._group and trait not in self._stated):
+            self._stated.pop(trait, None)
+            return
+        *earlier, last = self._stated.get(trait, [None])
+        self._stated[trait] = [item for item in (*earlier, *_joined(last, op)) if item is not None]
 
     def _in_group(self) -> bool:
         return self._group_owner in (None, host.owner())
@@ -210,18 +260,19 @@ class Bridge:
                 if same(before, value):
                     self._said_again.add(trait)
                 else:
+                    self._stated.pop(trait, None)
                     self._group.setdefault(trait, before)
                     self._shown[trait] = Shown(value, UNSEEN)
                 return []
-        return self._send(trait, raw, before, value)
+        return self._send(trait, raw, before, value, None)
 
-    def _send(self, trait: str, raw: Any, before: Value, value: Value) -> list[Callable[[], None]]:
+    def _send(self, trait: str, raw: Any, before: Value, value: Value, stated: Op | None) -> list[Callable[[], None]]:
         self.connection.wait_for_room(self.session)
         with self._lock:
             self._writing += 1
         try:
             with self.connection.lock:
-                ops = self.session.replica.assign(self.state, trait, before, value)
+                ops = [stated] if stated is not None else self.session.replica.assign(self.state, trait, before, value)
                 written = Written(self.session.replica.version, [])
             if ops:
                 written = self._written(ops, group=len(ops) > 1)
@@ -240,19 +291,53 @@ class Bridge:
 
     def _written(self, ops: list[Op], *, group: bool) -> Written:
         """Write, and where somebody else holds the lock, raise or take a turn, as the class says."""
-        try:
-            return self.connection.write(self.session, ops, group=group, author=self.hear)
-        except Locked:
-            if not self.waits:
-                raise
-        from sharedwidgets import leases
+        return in_turn(
+            self.session,
+            [self.state] if self.waits else [],
+            lambda: self.connection.write(self.session, ops, group=group, authors=[self.hear]),
+        )
 
-        name = LockName(kind="state", name=self.state)
-        tenure = leases.acquire(self.connection, self.session, name, TURN_SECONDS, None)
+    def say(self, op: Inc | Append) -> None:
+        """Write a sum or items, and show what the replica makes of it, of this trait alone."""
+        written = in_turn(
+            self.session,
+            [self.state] if self.waits else [],
+            lambda: self.connection.write(self.session, [op], authors=[self.hear]),
+        )
+        with self._lock:
+            self._dirty[op.path[0]] = _Mark("local")
+        self.show(op.path[0])
+        for task in written.then:
+            task()
+
+    def ask(self, op: Op, timeout: float) -> int | float | None:
+        """Write what shows nowhere before its verdict; with it, show what the room holds of this trait by then.
+
+        Raises
+        ------
+        LinkTimeout, or what the server refused it with
+        """
+        waits = [self.state] if self.waits else []
         try:
-            return self.connection.write(self.session, ops, group=group, author=self.hear)
+            return in_turn(self.session, waits, lambda: verdicts.ask(self.connection, self.session, [op], timeout))
         finally:
-            leases.release(self.connection, self.session, tenure, TURN_SECONDS)
+            self._answered(op)
+
+    async def ask_async(self, op: Op, timeout: float) -> int | float | None:
+        """`ask` that lets the caller's loop run meanwhile."""
+        waits = [self.state] if self.waits else []
+        try:
+            return await in_turn_async(
+                self.session, waits, lambda: verdicts.ask_async(self.connection, self.session, [op], timeout)
+            )
+        finally:
+            self._answered(op)
+
+    def _answered(self, op: Op) -> None:
+        """What the verdict is about may not have been noted yet by the thread that brings it."""
+        with self._lock:
+            self._dirty.setdefault(op.path[0], _Mark("remote"))
+        self.show(op.path[0])
 
     def _show_late(self) -> None:
         """What came while nothing might be put in is due; a thread that waits for it may have looked too early."""
@@ -262,8 +347,9 @@ class Bridge:
     def _book(self, trait: str, value: Value, ops: Iterable[Op], version: int) -> None:
         """Note what a trait shows after an own write."""
         self._fits(trait)
-        if any(len(op.path) > 1 for op in ops):
-            # Keys are written one by one: of those the author did not touch, the room may hold others than were seen.
+        if any(len(op.path) > 1 or isinstance(op, (Inc, Append)) for op in ops):
+            # Keys are written one by one, and to a sum or list is added: of what the author did not touch, the room may hold
+            # something else than was seen.
             self._shown[trait] = Shown(value, version - 1)
             self._dirty.setdefault(trait, _Mark("remote"))
         else:
@@ -299,84 +385,110 @@ class Bridge:
                 self._show_late()
 
     @contextmanager
-    def grouping(
-        self, undone_by: type[BaseException] | tuple[type[BaseException], ...] = (), *, owned: bool = False
-    ) -> Iterator[None]:
-        """The writes made meanwhile are one entry.
+    def group(self, undone_by: type[BaseException] | tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+        """The writes made meanwhile, by whichever thread, are one entry.
 
         Parameters
         ----------
         undone_by : exception class or tuple of them
-            After which the owner puts back what was assigned, and nothing is sent: any for a transaction, `TraitError` for
-            traitlets' hold. After others what was assigned is sent all the same.
+            After which the owner puts back what was assigned, and nothing is sent: `TraitError` for traitlets' hold. After
+            others what was assigned is sent all the same.
+        """
+        level = self.open_group(owned=False)
+        if level is None:
+            # Another thread's transaction is open: what this one writes goes by itself.
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, undone_by):
+                self.undo_group(level, "remote")
+            else:
+                self._send_group(level, undone_by)
+            raise
+        self._send_group(level, undone_by)
+
+    def _send_group(self, level: Level, undone_by: type[BaseException] | tuple[type[BaseException], ...]) -> None:
+        try:
+            ops = self.close_group(level, send=True)
+            written = self._written(ops, group=True) if ops else Written(UNSEEN, [])
+        except BaseException as error:
+            if isinstance(error, undone_by):
+                self.undo_group(level, "rollback")
+            else:
+                self._end_unsent(level, dict(level.now), "rollback", undone=False)
+            raise
+        self.keep_group(level, written.version)
+        for task in written.then:
+            task()
+
+    def open_group(self, *, owned: bool) -> Level | None:
+        """Keep writes back; None when another thread or task has a group of its own open.
+
+        Parameters
+        ----------
         owned : bool
             Whether only the writes of this thread or task belong to it.
         """
         with self._lock:
-            mine = self._group is None or self._in_group()
-        if not mine:
-            # Another thread's transaction is open: what this one writes goes by itself.
-            yield
-            return
-        with self._lock:
-            outer = self._group
-            again, shown = set(self._said_again), dict(self._shown)
-            if outer is None:
+            if self._group is not None and not self._in_group():
+                return None
+            level = Level(self._group, set(self._said_again), dict(self._shown), dict(self._stated))
+            if self._group is None:
                 self._group = {}
                 self._group_owner = host.owner() if owned else None
             else:
-                self._group = dict(outer)
-        try:
-            yield
-        except BaseException as error:
-            undone = isinstance(error, undone_by)
-            if outer is None:
-                self._end_group(send=not undone, undone_by=undone_by)
-            elif undone:
-                with self._lock:
-                    for trait in self._group or {}:
-                        self._shown[trait] = shown[trait]
-                    self._group, self._said_again = outer, again
-            raise
-        if outer is None:
-            self._end_group(send=True, undone_by=undone_by)
+                self._group = dict(self._group)
+            return level
 
-    def _end_group(self, *, send: bool, undone_by: type[BaseException] | tuple[type[BaseException], ...]) -> None:
-        """Send the difference between what the traits showed before and what they show now, as one push."""
+    def close_group(self, level: Level, *, send: bool) -> list[Op]:
+        """End a group; the ops of it, from what the traits showed before to what they show now. None of one inside another."""
+        if level.outer is not None or level.ended:
+            return []
         with self._lock:
-            before, self._group = self._group or {}, None
-            again, self._said_again = self._said_again if send else set(), set()
-            now = {trait: self._shown[trait].value for trait in {**before, **dict.fromkeys(again)}}
-        sent: dict[str, list[Op]] = {}
+            level.ended = True
+            level.before, self._group = self._group or {}, None
+            again, self._said_again = self._said_again, set()
+            stated, self._stated = self._stated, {}
+            level.said = again if send else set()
+            level.now = {trait: self._shown[trait].value for trait in {**level.before, **dict.fromkeys(level.said)}}
         if send:
             with self.connection.lock:
-                for trait, value in now.items():
-                    if trait in again or not same(before[trait], value):
-                        made = self.session.replica.assign(self.state, trait, before.get(trait, value), value)
+                for trait, value in level.now.items():
+                    if trait in level.said or not same(level.before[trait], value):
+                        before = level.before.get(trait, value)
+                        made = stated.get(trait) or self.session.replica.assign(self.state, trait, before, value)
                         if made:
-                            sent[trait] = made
-        ops = [op for made in sent.values() for op in made]
-        try:
-            written = Written(UNSEEN, [])
-            if ops:
-                written = self._written(ops, group=True)
-        except BaseException as error:
-            self._end_unsent(before, dict(now), "rollback", undone=isinstance(error, undone_by))
-            raise
-        with self._lock:
-            for trait, made in sent.items():
-                if not self._over and (trait in again or self._shown[trait].version == UNSEEN):
-                    self._book(trait, now[trait], made, written.version)
-        self._end_unsent(before, {trait: now[trait] for trait in before.keys() - sent.keys()}, "remote", undone=not send)
-        for task in written.then:
-            task()
+                            level.made[trait] = made
+        return [op for made in level.made.values() for op in made]
 
-    def _end_unsent(self, before: Mapping[str, Value], now: Mapping[str, Value], origin: ChangeOrigin, *, undone: bool) -> None:
+    def keep_group(self, level: Level, version: int) -> None:
+        """What was sent of a group that has ended is in the replica, which has this version."""
+        with self._lock:
+            for trait, made in level.made.items():
+                if not self._over and (trait in level.said or self._shown[trait].version == UNSEEN):
+                    self._book(trait, level.now[trait], made, version)
+        rest = {trait: level.now[trait] for trait in level.before.keys() - level.made.keys()}
+        self._end_unsent(level, rest, "remote", undone=False)
+
+    def undo_group(self, level: Level, origin: ChangeOrigin) -> None:
+        """Nothing of a group counts, and its owner has put back what was there."""
+        if level.outer is None:
+            self.close_group(level, send=False)
+            self._end_unsent(level, dict(level.now), origin, undone=True)
+            return
+        with self._lock:
+            for trait in self._group or {}:
+                self._shown[trait] = level.shown[trait]
+            self._group, self._said_again, self._stated = level.outer, level.again, level.stated
+
+    def _end_unsent(self, level: Level, now: Mapping[str, Value], origin: ChangeOrigin, *, undone: bool) -> None:
         """Nothing was sent of these traits, and the room may have moved on meanwhile: what it holds is shown again."""
         with self._lock:
             for trait, value in now.items():
-                if trait in before:
-                    self._shown[trait] = Shown(before[trait] if undone else value, UNSEEN)
+                if trait in level.before:
+                    self._shown[trait] = Shown(level.before[trait] if undone else value, UNSEEN)
                     self._dirty.setdefault(trait, _Mark(origin))
 
     # --- from the room to the owner
@@ -402,16 +514,16 @@ class Bridge:
     def _due(self) -> bool:
         return bool(self._dirty or self._fresh or self._events or self._refused or self._ended)
 
-    def show(self) -> None:
-        """Put what the replica holds into the traits, and tell observers. Runs user code; holds nothing meanwhile.
+    def show(self, only: str | None = None) -> None:
+        """Put what the replica holds into the traits, or into one of them, and tell observers.
 
-        What an exception keeps from being told is told on the next turn (H34).
+        Runs user code; holds nothing meanwhile. What an exception keeps from being told is told on the next turn (H34).
         """
         with self._lock:
             if self._holds or self._writing or self._over:
                 return
             # Kept until it is put in: whoever else pulls meanwhile must not find nothing to show and believe it.
-            dirty = dict(self._dirty)
+            dirty = {trait: mark for trait, mark in self._dirty.items() if only in (None, trait)}
             refused, self._refused = self._refused, []
         try:
             if self._put(dirty):
@@ -467,11 +579,16 @@ class Bridge:
                 value = None
             self._shown[trait] = Shown(value, UNSEEN)
         self.connection.listen(self.session, self.hear)
-        self.session.settlers.append(self.settle)
-        self.session.groupers.append(self._in_group_here)
+        with self.connection.lock:
+            self.session.linked.append(self)
 
-    def _in_group_here(self) -> bool:
+    def grouping(self) -> bool:
+        """Whether the thread or task that runs keeps writes back."""
         return self._group is not None and self._in_group()
+
+    def part(self) -> Part | None:
+        """What its object does in a transaction."""
+        return self.owner._part()
 
     def end(self) -> None:
         """Hear no more, and put nothing in any more. Never blocks on the server."""
@@ -480,9 +597,8 @@ class Bridge:
             for waiting in (self._dirty, self._fresh, self._events, self._refused):
                 waiting.clear()
         self.connection.unlink(self.session, self.state, self.hear)
-        for hooks, hook in ((self.session.settlers, self.settle), (self.session.groupers, self._in_group_here)):
-            if hook in hooks:
-                hooks.remove(hook)
+        with self.connection.lock:
+            self.session.linked = [item for item in self.session.linked if item is not self]
         self.delivery.close()
 
     def end_soon(self) -> None:
@@ -621,3 +737,14 @@ class Bridge:
             if event is None:
                 return
             self.owner._tell(event)
+
+
+def _joined(earlier: Op | None, later: Op) -> tuple[Op | None, Op] | tuple[Op]:
+    """Two things that are done to one trait, as one where that is the same."""
+    match earlier, later:
+        case Inc(), Inc() if earlier.path == later.path:
+            return (msgspec.structs.replace(earlier, by=plus(earlier.by, later.by)),)
+        case Append(), Append() if earlier.path == later.path:
+            return (msgspec.structs.replace(earlier, items=(*earlier.items, *later.items)),)
+        case _:
+            return (earlier, later)

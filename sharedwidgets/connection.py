@@ -16,11 +16,11 @@ import sys
 import threading
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from sharedwidgets import discovery, host
 from sharedwidgets.core import codec, delta
@@ -28,6 +28,7 @@ from sharedwidgets.core.delta import States
 from sharedwidgets.core.protocol import (
     PROTOCOL_VERSION,
     SUBPROTOCOL,
+    Applied,
     Bye,
     Downstream,
     Entries,
@@ -53,7 +54,7 @@ from sharedwidgets.core.protocol import (
     Waiting,
     Welcome,
 )
-from sharedwidgets.core.replica import News, Replica
+from sharedwidgets.core.replica import News, Pending, Replica
 from sharedwidgets.core.values import Value, check_token
 from sharedwidgets.discovery import Address
 from sharedwidgets.errors import (
@@ -74,6 +75,8 @@ from sharedwidgets.errors import (
 
 if TYPE_CHECKING:
     from tornado.websocket import WebSocketClientConnection
+
+    from sharedwidgets.transactions import Part
 
 log = logging.getLogger("sharedwidgets")
 
@@ -108,6 +111,19 @@ class Wanted:
     values: dict[str, Value] = field(default_factory=dict)
 
 
+class Linked(Protocol):
+    """An object of this process that is linked to a room."""
+
+    def settle(self) -> bool:
+        """Show what the replica holds by now, silently; whether that may be done now."""
+
+    def grouping(self) -> bool:
+        """Whether the thread or task that runs keeps writes of it back."""
+
+    def part(self) -> Part | None:
+        """What it does in a transaction of the room; None when it takes part in this one already."""
+
+
 class Session:
     """One room on one connection: its replica, what is linked in it, and who wants to hear.
 
@@ -117,11 +133,13 @@ class Session:
     def __init__(self, connection: Connection, room: str) -> None:
         # Loaded by who links: importing this library is to cost little.
         from sharedwidgets.leases import Leases
+        from sharedwidgets.verdicts import Verdicts
 
         self.connection = connection
         self.room = room
         self.replica = Replica(room)
         self.leases = Leases(room)
+        self.verdicts = Verdicts()
         self.states: dict[str, Wanted] = {}
         self.links: Counter[str] = Counter()
         self.users = 0
@@ -133,23 +151,20 @@ class Session:
         # Why the room is no more; this object of it is dead then, and a link makes another.
         self.ended: Problem | None = None
         self.listeners: list[Listener] = []
-        # What puts the replica's values into the traits of an object, silently; whether it could. And who is grouping writes.
-        self.settlers: list[Callable[[], bool]] = []
-        self.groupers: list[Callable[[], bool]] = []
+        # The objects of this process that are linked to the room.
+        self.linked: list[Linked] = []
         # Joins that were answered, and hold once the replica reached their seq.
         self.answered: list[tuple[int, _Request]] = []
 
     def settle(self) -> bool:
         """Have every object of this process show what the replica holds by now (G6); whether all of them do."""
-        with self.connection.lock:
-            settlers = [*self.settlers]
         # Each of them, whatever the one before could do.
-        shown = [settle() for settle in settlers]
+        shown = [item.settle() for item in [*self.linked]]
         return all(shown)
 
     def grouping(self) -> bool:
         """Whether the thread or task that runs keeps writes of this room back."""
-        return any(grouping() for grouping in [*self.groupers])
+        return any(item.grouping() for item in [*self.linked])
 
 
 @dataclass(eq=False)
@@ -351,9 +366,9 @@ class Connection:
         *,
         group: bool = False,
         depth: int = 0,
-        author: Listener | None = None,
+        authors: Collection[Listener] = (),
     ) -> Written:
-        """Write to the replica and send; shows here at once, is acknowledged later. Listeners but the author hear of it.
+        """Write to the replica and send; shows here at once, is acknowledged later. Listeners but the authors hear of it.
 
         Raises
         ------
@@ -365,20 +380,41 @@ class Connection:
             Too many writes waited for too long.
         Closed, Forked
         """
-        self.check_usable()
-        self._check_size(session.room, ops)
-        self.wait_for_room(session)
+        self._admit(session, ops)
         with self.lock:
-            if session.ended is not None:
-                raise from_code(session.ended.code, session.ended.message, room=session.room)
-            fences = session.leases.fences(ops, session.replica)
-            news = session.replica.write(ops, group=group, depth=depth, fences=fences)
+            news = session.replica.write(ops, group=group, depth=depth, fences=self._fences(session, ops))
             version = session.replica.version
-            listeners = [listener for listener in session.listeners if listener != author]
+            listeners = [listener for listener in session.listeners if listener not in authors]
             self.changed.notify_all()
         self._wake_up()
         then = [listener(news) for listener in listeners]
         return Written(version, [task for task in then if task is not None])
+
+    def ask(self, session: Session, ops: Sequence[Op], *, depth: int = 0) -> tuple[Pending, Future[None]]:
+        """Write something that shows nowhere before its verdict; the future is done when there is one.
+
+        Raises
+        ------
+        InvalidValue, NoSuchState, NoSuchTrait, RoomGone, TooLarge, Overloaded, Closed, Forked
+            Nothing is asked.
+        """
+        self._admit(session, ops)
+        with self.lock:
+            push = session.replica.ask(ops, depth=depth, fences=self._fences(session, ops))
+            future = session.verdicts.when(push)
+        self._wake_up()
+        return push, future
+
+    def _admit(self, session: Session, ops: Sequence[Op]) -> None:
+        """Wait until ops may be written, or raise what is wrong with them."""
+        self.check_usable()
+        self._check_size(session.room, ops)
+        self.wait_for_room(session)
+
+    def _fences(self, session: Session, ops: Sequence[Op]) -> dict[str, int]:
+        if session.ended is not None:
+            raise from_code(session.ended.code, session.ended.message, room=session.room)
+        return session.leases.fences(ops, session.replica)
 
     def _check_size(self, room: str, ops: Sequence[Op]) -> None:
         """A push the server could only refuse by hanging up would be sent again for ever: it is refused here."""
@@ -457,6 +493,8 @@ class Connection:
             self.changed.wait_for(lambda: self.state != "live" or not self._sessions, seconds)
             unanswered = {room: item.replica.undecided for room, item in self._sessions.items() if item.replica.undecided}
             self.state = "closed"
+            for session in self._sessions.values():
+                session.verdicts.closed()
             self.changed.notify_all()
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._wake.set)
@@ -752,7 +790,7 @@ class Connection:
                     self._member = (message.member, message.secret)
                     self._turned("live", None)
                 self._wake.set()
-            case Snapshot() | Entries() | Nack() | Resend() | Members() | Waiting():
+            case Snapshot() | Entries() | Nack() | Applied() | Resend() | Members() | Waiting():
                 self._feed(message)
             case Joined():
                 with self.lock:
@@ -780,7 +818,7 @@ class Connection:
             case Pong():
                 pass
 
-    def _feed(self, message: Snapshot | Entries | Nack | Resend | Members | Waiting) -> None:
+    def _feed(self, message: Snapshot | Entries | Nack | Applied | Resend | Members | Waiting) -> None:
         with self.lock:
             session = self._sessions.get(message.room)
             if session is None:
@@ -794,6 +832,7 @@ class Connection:
                 self._bring_back(session, [name for name in session.states if name not in session.replica.states], held)
             self._settle(session)
             session.leases.heard(session.replica, news, self._loop.time(), anew=isinstance(message, Snapshot))
+            session.verdicts.heard(session.replica)
             more = bool(self._control) or session.replica.unsent > 0 or session.leaving or not session.leases.claims.idle
             listeners = [*session.listeners]
             self.changed.notify_all()
@@ -876,6 +915,7 @@ class Connection:
             news = session.replica.abandon(message.problem)
             news.ended = session.ended = message.problem
             session.leases.ended()
+            session.verdicts.heard(session.replica)
             listeners = [*session.listeners]
             doomed = {number: item for number, item in self._requests.items() if item.session is session}
             for number in doomed:

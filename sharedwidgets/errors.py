@@ -19,6 +19,8 @@
     │   └── NoSuchPath                     no-such-path
     ├── SchemaConflict                     schema-conflict      two classes disagree about one trait
     ├── RevisionMismatch                   revision-mismatch    the value changed since it was read
+    ├── ValueMismatch                      value-mismatch       the value is not the one that was expected
+    ├── OutOfBounds (ValueError)           out-of-bounds        a sum that would leave the bounds the caller named
     ├── Locked                             locked               somebody else holds the lock of the state
     ├── LockLost                           lock-lost            the lock is not held any more
     ├── LockOrder (RuntimeError)           lock-order           taken where two could wait for each other
@@ -185,6 +187,18 @@ class RevisionMismatch(SharedWidgetsError):
     """The state changed since the revision named by the caller."""
 
     code = "revision-mismatch"
+
+
+class ValueMismatch(SharedWidgetsError):
+    """The value is not the one that was expected; nothing was written."""
+
+    code = "value-mismatch"
+
+
+class OutOfBounds(SharedWidgetsError, ValueError):
+    """A sum would leave the bounds its caller named; nothing was added."""
+
+    code = "out-of-bounds"
 
 
 class Locked(SharedWidgetsError):

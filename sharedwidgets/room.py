@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from sharedwidgets import discovery, host
+from sharedwidgets import discovery, host, verdicts
 from sharedwidgets.connection import Connection, LinkState, Session, Wanted, shared
 from sharedwidgets.core import delta
 from sharedwidgets.core import schema as schemas
@@ -21,7 +21,9 @@ from sharedwidgets.core.protocol import Append, Inc, LastChange, LockName, Membe
 from sharedwidgets.core.replica import Change, News, Refused
 from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
-from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, from_code
+from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, ValueMismatch, from_code
+from sharedwidgets.transactions import Part, transaction, writer
+from sharedwidgets.verdicts import ANSWER_SECONDS
 
 if TYPE_CHECKING:
     from sharedwidgets.locks import Lock
@@ -103,10 +105,7 @@ class Room(Mapping[str, "RoomState"]):
         self._delivery = Delivery(self._deliver, delivery)
         with self._connection.lock:
             session.listeners.append(self._hear)
-        session.groupers.append(self._in_transaction)
-
-    def _in_transaction(self) -> bool:
-        return host.owner() in self._groups
+            session.linked.append(self)
 
     @property
     def token(self) -> str:
@@ -168,19 +167,38 @@ class Room(Mapping[str, "RoomState"]):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make the writes of this thread or task to this room one entry: all or nothing, and nothing at all on an exception."""
+        """Make the writes of this thread or task to this room one entry: all or nothing, and nothing at all on an exception.
+
+        Every `SharedState` of this process that is linked to the room takes part.
+
+        Raises
+        ------
+        RuntimeError
+            One of them is in a transaction of its own: open this one around it.
+        Locked
+            Somebody else holds the lock of one of the states; nothing is written.
+        """
         self._check_open()
-        me = host.owner()
-        if me in self._groups:
+        if self.grouping():
             yield
             return
-        ops = self._groups[me] = []
-        try:
+        parts = [part for part in [item.part() for item in [*self._session.linked]] if part is not None]
+        with transaction(parts, writer(self._session, parts, self._hear)):
             yield
-        finally:
-            del self._groups[me]
-        if ops:
-            self._send(ops, group=True)
+
+    # --- what a transaction and a lock of this process ask of it
+
+    def settle(self) -> bool:
+        """What is read is always the newest."""
+        return True
+
+    def grouping(self) -> bool:
+        """Whether the thread or task that runs has a transaction open."""
+        return host.owner() in self._groups
+
+    def part(self) -> Part:
+        """What this handle does in a transaction of the room."""
+        return _RoomPart(self)
 
     def lock(self, name: str, timeout: float = 30.0, lease: float | None = None) -> Lock:
         """A lock of this name, known to everyone in the room; it covers nothing by itself.
@@ -261,8 +279,7 @@ class Room(Mapping[str, "RoomState"]):
         with self._connection.lock:
             if self._hear in self._session.listeners:
                 self._session.listeners.remove(self._hear)
-            if self._in_transaction in self._session.groupers:
-                self._session.groupers.remove(self._in_transaction)
+            self._session.linked = [item for item in self._session.linked if item is not self]
         self._delivery.close()
         self._connection.close_session(self._session)
 
@@ -285,7 +302,20 @@ class Room(Mapping[str, "RoomState"]):
 
     def _send(self, ops: list[Op], *, group: bool) -> None:
         self._check_open()
-        self._connection.write(self._session, ops, group=group, author=self._hear)
+        self._connection.write(self._session, ops, group=group, authors=[self._hear])
+
+    def _ask(self, op: Op, timeout: float) -> int | float | None:
+        self._check_may_ask()
+        return verdicts.ask(self._connection, self._session, [op], timeout)
+
+    async def _ask_async(self, op: Op, timeout: float) -> int | float | None:
+        self._check_may_ask()
+        return await verdicts.ask_async(self._connection, self._session, [op], timeout)
+
+    def _check_may_ask(self) -> None:
+        self._check_open()
+        if self.grouping():
+            raise RuntimeError("what waits for an answer of the server is no part of a transaction: ask outside of it")
 
     def _read(self, state: str, trait: str) -> Value:
         with self._connection.lock:
@@ -356,6 +386,34 @@ class Room(Mapping[str, "RoomState"]):
             raise Closed(f"this handle of {self.token!r} is closed; connect() again", room=self.token)
 
 
+class _RoomPart:
+    """What is written through one handle in a transaction of its room."""
+
+    waits = ""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._me = host.owner()
+
+    def begin(self) -> None:
+        self._room._groups[self._me] = []
+
+    def gather(self) -> list[Op]:
+        return self._room._groups[self._me]
+
+    def keep(self, version: int) -> None:
+        """The replica is what is read."""
+
+    def undo(self) -> None:
+        """Nothing was shown."""
+
+    def end(self) -> None:
+        del self._room._groups[self._me]
+
+    def tell(self) -> None:
+        """Own writes are no news to a handle."""
+
+
 class RoomState(Mapping[str, Value]):
     """One state of a room as a dict of its traits; what is read is always the newest.
 
@@ -402,10 +460,77 @@ class RoomState(Mapping[str, Value]):
         ops: list[Op] = [Set(state=self._name, path=(trait,), value=normalise(value)) for trait, value in values.items()]
         self._room._write(ops)
 
-    def increment(self, trait: str, by: int | float = 1) -> None:
-        """Add to a number; sums of several writers add up, none is lost."""
-        self._room._write([Inc(state=self._name, path=(trait,), by=by)])
+    def increment(
+        self,
+        trait: str,
+        by: float = 1,
+        *,
+        min: float | None = None,
+        max: float | None = None,
+        timeout: float = ANSWER_SECONDS,
+    ) -> Value:
+        """Add to a number; sums of several writers add up, none is lost. With bounds it waits for the server.
+
+        Returns
+        -------
+        int or float
+            The sum; without bounds as this process sees it by now.
+
+        Raises
+        ------
+        OutOfBounds, LinkTimeout, InvalidValue, NoSuchState, NoSuchTrait, NoSuchPath, Locked, WrongThread
+        RuntimeError
+            With bounds, inside a transaction.
+        """
+        op = Inc(state=self._name, path=(trait,), by=by, min=min, max=max)
+        if min is None and max is None:
+            self._room._write([op])
+            return self[trait]
+        return self._room._ask(op, timeout)
+
+    async def increment_async(
+        self,
+        trait: str,
+        by: float = 1,
+        *,
+        min: float | None = None,
+        max: float | None = None,
+        timeout: float = ANSWER_SECONDS,
+    ) -> Value:
+        """`increment` that waits for the server, with bounds or without, and lets the loop run meanwhile; returns the sum."""
+        return await self._room._ask_async(Inc(state=self._name, path=(trait,), by=by, min=min, max=max), timeout)
+
+    def compare_and_set(self, trait: str, expected: object, new: object, timeout: float = ANSWER_SECONDS) -> bool:
+        """Set a trait if it holds what is expected; whether it did. `new` shows nowhere before the server has said so.
+
+        Raises
+        ------
+        LinkTimeout, InvalidValue, NoSuchState, NoSuchTrait, Locked, WrongThread
+        RuntimeError
+            Inside a transaction.
+        """
+        with suppress(ValueMismatch):
+            self._room._ask(self._exchange(trait, expected, new), timeout)
+            return True
+        return False
+
+    async def compare_and_set_async(self, trait: str, expected: object, new: object, timeout: float = ANSWER_SECONDS) -> bool:
+        """`compare_and_set` that lets the loop run meanwhile."""
+        with suppress(ValueMismatch):
+            await self._room._ask_async(self._exchange(trait, expected, new), timeout)
+            return True
+        return False
 
     def append(self, trait: str, *items: object) -> None:
         """Put items at the end of a list; appends of several writers all stay."""
-        self._room._write([Append(state=self._name, path=(trait,), items=tuple(normalise(item) for item in items))])
+        self._room._write([self._items(trait, items)])
+
+    async def append_async(self, trait: str, *items: object, timeout: float = ANSWER_SECONDS) -> None:
+        """`append` that waits until the server has the items, and lets the loop run meanwhile."""
+        await self._room._ask_async(self._items(trait, items), timeout)
+
+    def _exchange(self, trait: str, expected: object, new: object) -> Set:
+        return Set(state=self._name, path=(trait,), value=normalise(new), if_in=(normalise(expected),))
+
+    def _items(self, trait: str, items: Sequence[object]) -> Append:
+        return Append(state=self._name, path=(trait,), items=tuple(normalise(item) for item in items))

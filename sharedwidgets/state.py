@@ -20,14 +20,17 @@ from anywidget import AnyWidget
 from traitlets.utils.bunch import Bunch
 
 from sharedwidgets import bundle, cells, discovery, host
+from sharedwidgets.atomic import AtomicOps
 from sharedwidgets.bridge import Bridge, Event
-from sharedwidgets.connection import Connection, Session, Wanted, shared
-from sharedwidgets.core.protocol import LastChange, LockName, Member, Problem, TraitSchema
+from sharedwidgets.connection import Connection, Session, Wanted, Written, shared
+from sharedwidgets.core.protocol import LastChange, LockName, Member, Op, Problem, TraitSchema
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.errors import InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
+from sharedwidgets.parts import StatePart
 from sharedwidgets.room import Room
 from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, is_private, prepared, shared_trait
+from sharedwidgets.transactions import UNSEEN, Part, transaction, writer
 
 if TYPE_CHECKING:
     from sharedwidgets.locks import LocalLock, Lock
@@ -41,7 +44,8 @@ Item = TypeVar("Item")
 RESERVED = frozenset(
     {
         "link_to", "link_to_async", "unlink", "linked_to", "linked_from", "room", "lock", "locked_by", "transaction",
-        "increment", "compare_and_set", "last_change", "live", "pull", "flush", "changed", "wait_until",
+        "increment", "increment_async", "compare_and_set", "compare_and_set_async", "append", "append_async", "last_change",
+        "live", "pull", "flush", "changed", "wait_until",
     }
 )  # fmt: skip
 CLASS_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -88,7 +92,7 @@ class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
         super().__init__(name, bases, namespace)
 
 
-class SharedState(AnyWidget, metaclass=SharedStateMeta):
+class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     """Base class of shared state: declare traits, then `link_to` a room.
 
     A public trait is shared with every kernel, page and script of the room, **and goes to everyone's browser**. A name with a
@@ -262,13 +266,18 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
             To be used as ``with`` or ``async with``. While the state is not linked it is a `LocalLock` of this process.
         """
         # Loaded by who locks: importing this library is to cost little.
-        from sharedwidgets.locks import LocalLock, Lock, Mutex
+        from sharedwidgets.locks import Lock
 
         bridge = self._bridge
         if bridge is None:
-            return LocalLock(self.__dict__.setdefault("_mutex", Mutex()), timeout)
+            return self._local_lock(timeout)
         name = LockName(kind="state", name=bridge.state)
         return Lock(bridge.session, name, timeout=timeout, lease=lease, mode=self._mode())
+
+    def _local_lock(self, timeout: float) -> LocalLock:
+        from sharedwidgets.locks import LocalLock, Mutex
+
+        return LocalLock(self.__dict__.setdefault("_mutex", Mutex()), timeout)
 
     @property
     def locked_by(self) -> Member | None:
@@ -289,60 +298,28 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
 
         Observers hear at the end, of final values only.
         """
-        me = host.owner()
-        if self._in_transaction == me:
+        if self._in_transaction == host.owner():
             yield
             return
-        if self._in_transaction is not None:
+        part = StatePart(self)
+        bridge = self._bridge
+        with transaction([part], writer(bridge.session, [part], bridge.hear) if bridge is not None else _nowhere):
+            yield
+
+    def _part(self) -> Part | None:
+        """What this object does in a transaction of its room.
+
+        Raises
+        ------
+        RuntimeError
+            It is in a transaction of its own already.
+        """
+        if self._in_transaction == host.owner():
             raise RuntimeError(
-                f"another thread or task has a transaction of this {self._class_name()} open; wait for it, or use an object of "
-                "the same class per thread"
+                f"open the transaction of the room around that of the {self._class_name()}, not inside of it: one entry cannot "
+                "be half of another"
             )
-        # What was there before: a hold around the transaction keeps its own way of notifying, and validates at its own end.
-        values, holder, validated_later = (
-            dict(self._trait_values),
-            self.__dict__.get("notify_change"),
-            self._cross_validation_lock,
-        )
-        held: dict[str, Bunch] = {}
-
-        def hold(change: Bunch) -> None:
-            if host.owner() != me:
-                # Another thread's write is none of this transaction's, and stays when it is undone.
-                type(self).notify_change(self, change)
-            elif change.type == "change":
-                held.setdefault(change.name, change)["new"] = change.new
-
-        with ExitStack() as still:
-            if self._bridge is not None:
-                still.enter_context(self._bridge.holding())
-            self._in_transaction = me
-            self.notify_change = hold  # type: ignore[method-assign]
-            self._cross_validation_lock = True
-            try:
-                with ExitStack() as sending:
-                    if self._bridge is not None:
-                        sending.enter_context(self._bridge.grouping(undone_by=BaseException, owned=True))
-                    yield
-                    for name in [] if validated_later else list(held):
-                        setattr(self, name, getattr(type(self), name)._cross_validate(self, getattr(self, name)))
-            except BaseException:
-                for name in held:
-                    if name in values:
-                        self._trait_values[name] = values[name]
-                    else:
-                        self._trait_values.pop(name, None)
-                held.clear()
-                raise
-            finally:
-                self._cross_validation_lock = validated_later
-                self._in_transaction = None
-                if holder is None:
-                    del self.notify_change
-                else:
-                    self.notify_change = holder  # type: ignore[method-assign]
-        for change in held.values():
-            self.notify_change(change)
+        return StatePart(self)
 
     def pull(self: Self) -> Self:
         """Show what has come from the room by now: for a loop in a busy cell. Returns the object itself."""
@@ -487,7 +464,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
             return
         with ExitStack() as sending:
             sending.enter_context(bridge.holding())
-            sending.enter_context(bridge.grouping(undone_by=t.TraitError))
+            sending.enter_context(bridge.group(undone_by=t.TraitError))
             self._sending = sending
             try:
                 with super().hold_trait_notifications():
@@ -502,7 +479,7 @@ class SharedState(AnyWidget, metaclass=SharedStateMeta):
         with ExitStack() as stack:
             if bridge is not None:
                 stack.enter_context(bridge.holding())
-                stack.enter_context(bridge.grouping())
+                stack.enter_context(bridge.group())
             stack.enter_context(super().hold_sync())
             yield
 
@@ -755,6 +732,11 @@ def send_module(widget: AnyWidget, content: Any, buffers: Any) -> None:
     """Answer a page whose server does not have the page module of this release."""
     if isinstance(content, dict) and content.get("sharedwidgets") == "module":
         widget.send({"sharedwidgets_module": bundle.module()})
+
+
+def _nowhere(ops: list[Op]) -> Written:
+    """An object that is not linked writes to no room."""
+    return Written(UNSEEN, [])
 
 
 def _settle(future: asyncio.Future[Bunch], change: Bunch) -> None:

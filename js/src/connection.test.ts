@@ -58,7 +58,7 @@ function live(place: Place = PLACE, limits = {}) {
 }
 
 function push(n: number, value: Push["ops"][number] = setOp("S", ["x"], n)): Push {
-  return { type: "push", room: "r", n, ops: [value], depth: 0, fences: {} };
+  return { type: "push", room: "r", n, ops: [value], depth: 0, fences: {}, answer: false };
 }
 
 function types(socket: FakeSocket): string[] {

@@ -60,7 +60,7 @@ test.each(cases("delta", "diff"))("diff: $name", (given) => {
 
 test.each(cases("delta", "compress"))("compress: $name", (given) => {
   const [base, value] = [given.value("base"), given.value("new")];
-  const whole: SetOp = { op: "set", state: "S", path: ["t"], value, if_rev: null };
+  const whole: SetOp = { op: "set", state: "S", path: ["t"], value, if_rev: null, if_in: null };
   const op = compress(whole, base, 7);
   if (given.raw.cut === null) expect(op).toBe(whole);
   else expect(op).toEqual({ op: "splice", state: "S", path: ["t"], rev: 7, ...given.dict("cut") });
@@ -74,7 +74,7 @@ describe("applying never changes a value in place", () => {
     { op: "splice", state: "S", path: ["t", "list"], rev: 1, at: 0, remove: 1, insert: [9] },
     { op: "splice", state: "S", path: ["t", "bytes"], rev: 1, at: 0, remove: 1, insert: Uint8Array.of(9) },
     { op: "append", state: "S", path: ["t", "list"], items: [4] },
-    { op: "set", state: "S", path: ["t", "deep", "a", "b"], value: 1, if_rev: null },
+    { op: "set", state: "S", path: ["t", "deep", "a", "b"], value: 1, if_rev: null, if_in: null },
     { op: "delete", state: "S", path: ["t", "deep", "a"] },
   ];
 

@@ -100,7 +100,7 @@ export function traitOf(op: Op): string {
  */
 export function diff(state: string, trait: string, kind: TraitKind, shown: Value, value: Value): Op[] {
   if (same(shown, value)) return [];
-  const whole: Op[] = [{ op: "set", state, path: [trait], value, if_rev: null }];
+  const whole: Op[] = [{ op: "set", state, path: [trait], value, if_rev: null, if_in: null }];
   if (kind !== "dict" || !isDict(shown) || !isDict(value)) return whole;
   const ops: Op[] = [];
   for (const key of Object.keys(shown)) {
@@ -108,7 +108,8 @@ export function diff(state: string, trait: string, kind: TraitKind, shown: Value
   }
   for (const [key, item] of Object.entries(value)) {
     const held = getKey(shown, key);
-    if (held === undefined || !same(held, item)) ops.push({ op: "set", state, path: [trait, key], value: item, if_rev: null });
+    if (held === undefined || !same(held, item))
+      ops.push({ op: "set", state, path: [trait, key], value: item, if_rev: null, if_in: null });
   }
   return ops.length <= MOST_KEYS ? ops : whole;
 }

@@ -97,13 +97,14 @@ export interface Problem {
   readonly expected: string | null;
 }
 
-/** Put a value at a path. */
+/** Put a value at a path; with `if_rev` only if it has not changed after that seq, with `if_in` only if it is one of these. */
 export interface Set {
   readonly op: "set";
   readonly state: string;
   readonly path: Path;
   readonly value: Value;
   readonly if_rev: number | null;
+  readonly if_in: readonly Value[] | null;
 }
 
 /** Remove a dict key; removing a missing one changes nothing. */
@@ -113,13 +114,15 @@ export interface Delete {
   readonly path: Path;
 }
 
-/** Add a number; in an entry `value` is the result. */
+/** Add a number, unless the sum would leave `min` to `max`; in an entry `value` is the sum. */
 export interface Inc {
   readonly op: "inc";
   readonly state: string;
   readonly path: Path;
   readonly by: Numeric;
   readonly value: Numeric | null;
+  readonly min: Numeric | null;
+  readonly max: Numeric | null;
 }
 
 /** Put items at the end of a list. */
@@ -265,6 +268,8 @@ export interface Push {
   readonly depth: number;
   /** By state, under which fence the author holds its lock. */
   readonly fences: Table<number>;
+  /** Whether the author wants to hear which number the last op left. */
+  readonly answer: boolean;
 }
 
 /** Take a lock, or a place in its queue. */
@@ -367,6 +372,15 @@ export interface Nack {
   readonly values: Table<Dict>;
 }
 
+/** Push `n`, which asked for an `answer`, took effect as entry `seq`; `value` is the number it left, if it is one. */
+export interface Applied {
+  readonly type: "applied";
+  readonly room: string;
+  readonly n: number;
+  readonly seq: number;
+  readonly value: Numeric | null;
+}
+
 /** Not a verdict: send everything from `n` again under the same numbers, values whole. */
 export interface Resend {
   readonly type: "resend";
@@ -427,6 +441,7 @@ export type Downstream =
   | Joined
   | Entries
   | Nack
+  | Applied
   | Resend
   | Members
   | Waiting
@@ -524,9 +539,15 @@ const problem = record<Problem>({
 const place = { state: stateName, path };
 
 const ops = {
-  set: tagged<Set, "op">("op", "set", { ...place, value: anything, if_rev: maybe(int) }),
+  set: tagged<Set, "op">("op", "set", { ...place, value: anything, if_rev: maybe(count), if_in: maybe(list(anything, 1)) }),
   delete: tagged<Delete, "op">("op", "delete", place),
-  inc: tagged<Inc, "op">("op", "inc", { ...place, by: numeric, value: maybe(numeric) }),
+  inc: tagged<Inc, "op">("op", "inc", {
+    ...place,
+    by: numeric,
+    value: maybe(numeric),
+    min: maybe(numeric),
+    max: maybe(numeric),
+  }),
   append: tagged<Append, "op">("op", "append", { ...place, items: list(anything) }),
   splice: tagged<Splice, "op">("op", "splice", { ...place, rev: count, at: count, remove: count, insert: anything }),
 };
@@ -604,6 +625,7 @@ const upstream = {
     ops: list(op, 1),
     depth: or(count, 0),
     fences: or(table(count), emptyDict<number>()),
+    answer: or(bool, false),
   }),
   acquire: tagged<Acquire, "type">("type", "acquire", {
     id: count,
@@ -659,6 +681,7 @@ const downstream = {
     seq: or(int, 0),
     values: or(table(table(anything)), emptyDict()),
   }),
+  applied: tagged<Applied, "type">("type", "applied", { room: string, n: positive, seq: count, value: maybe(numeric) }),
   resend: tagged<Resend, "type">("type", "resend", { room: string, n: positive }),
   members: tagged<Members, "type">("type", "members", {
     room: string,

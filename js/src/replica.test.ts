@@ -56,7 +56,7 @@ describe("replica", () => {
     const replica = new Replica("r");
     replica.receive(snapshot());
     const value = [1];
-    replica.write([{ op: "set", state: "S", path: ["x"], value, if_rev: null }]);
+    replica.write([{ op: "set", state: "S", path: ["x"], value, if_rev: null, if_in: null }]);
     value.push(2);
     expect(replica.value("S", "x")).toEqual([1]);
   });
@@ -64,7 +64,7 @@ describe("replica", () => {
   test("says where a refused write went wrong", () => {
     const replica = new Replica("r");
     replica.receive(snapshot());
-    const bad = { op: "set", state: "S", path: ["x", "a"], value: { b: ["\ud800"] }, if_rev: null } as const;
+    const bad = { op: "set", state: "S", path: ["x", "a"], value: { b: ["\ud800"] }, if_rev: null, if_in: null } as const;
     expect(() => replica.write([{ ...bad, path: ["x"] }])).toThrow(
       expect.objectContaining({ code: "invalid-value", room: "r", state: "S", trait: "x", path: ["x", "b", "0"] }),
     );
@@ -87,7 +87,7 @@ describe("replica", () => {
 });
 
 function set(value: Value): Op {
-  return { op: "set", state: "S", path: ["n"], value, if_rev: null };
+  return { op: "set", state: "S", path: ["n"], value, if_rev: null, if_in: null };
 }
 
 function snapshot() {
@@ -154,7 +154,7 @@ function act(replica: Replica, step: Dict, outcome: Record<string, Value>): News
 }
 
 function plainOps(ops: readonly Op[]): Value {
-  const push: Push = { type: "push", room: "r", n: 1, ops, depth: 0, fences: {} };
+  const push: Push = { type: "push", room: "r", n: 1, ops, depth: 0, fences: {}, answer: false };
   return (write(push) as Dict).ops ?? null;
 }
 

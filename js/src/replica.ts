@@ -11,6 +11,7 @@ import type {
   Actor,
   Entries,
   EntryOp,
+  Inc,
   LastChange,
   LockImage,
   LockName,
@@ -22,6 +23,7 @@ import type {
   Push,
   Resend,
   Resume,
+  Set as SetOp,
   Snapshot,
   Table,
 } from "./protocol";
@@ -169,7 +171,7 @@ export class Replica {
     const { schema } = delta.find(this.states, state, trait);
     const ops = delta.diff(state, trait, schema.kind, shown, value);
     if (ops.length > 0 || same(this.value(state, trait), value)) return ops;
-    return [{ op: "set", state, path: [trait], value, if_rev: null }];
+    return [{ op: "set", state, path: [trait], value, if_rev: null, if_in: null }];
   }
 
   /**
@@ -200,7 +202,7 @@ export class Replica {
       if (push.n === 0) push.n = this.nextN++;
       push.sent = true;
       const ops = this.compressed(push, index);
-      pushes.push({ type: "push", room: this.room, n: push.n, ops, depth: push.depth, fences: emptyDict() });
+      pushes.push({ type: "push", room: this.room, n: push.n, ops, depth: push.depth, fences: emptyDict(), answer: false });
     }
     return pushes;
   }
@@ -387,11 +389,11 @@ export class Replica {
     const earlier = last?.ops[0];
     if (last === undefined || earlier === undefined || last.n > 0 || last.group || last.depth !== depth) return false;
     if (earlier.state !== op.state || !samePath(earlier.path, op.path)) return false;
-    if (earlier.op === "set" && op.op === "set" && earlier.if_rev === null && op.if_rev === null) {
+    if (earlier.op === "set" && op.op === "set" && plain(earlier) && plain(op)) {
       last.ops = [op];
       return true;
     }
-    if (earlier.op === "inc" && op.op === "inc" && this.unbounded(keyOf(op))) {
+    if (earlier.op === "inc" && op.op === "inc" && free(earlier) && free(op) && this.unbounded(keyOf(op))) {
       last.ops = [{ ...op, by: delta.add(earlier.by, op.by) }];
       return true;
     }
@@ -414,7 +416,7 @@ export class Replica {
       const key = keyOf(op);
       const known = earlier.get(key) === undefined;
       earlier.set(key, true);
-      if (op.op !== "set" || op.if_rev !== null || whole || !known) return op;
+      if (op.op !== "set" || !plain(op) || whole || !known) return op;
       return delta.compress(op, below(this.states.get(op.state)?.values.get(key.trait) ?? null, op.path), this.seq);
     });
   }
@@ -469,6 +471,16 @@ class TraitMap<T> implements Iterable<[TraitKey, T]> {
   [Symbol.iterator](): Iterator<[TraitKey, T]> {
     return this.items.values();
   }
+}
+
+/** Whether a set holds whatever the room holds. */
+function plain(op: SetOp): boolean {
+  return op.if_rev === null && op.if_in === null;
+}
+
+/** Whether a sum names no bounds of its own. */
+function free(op: Inc): boolean {
+  return op.min === null && op.max === null;
 }
 
 function lockKey({ kind, name }: LockName): string {

@@ -136,7 +136,7 @@ export class Rooms implements Speaker {
   checkSize(room: string, ops: readonly Op[]): void {
     // Offline by the last numbers known: what is too large would be sent again after each reconnect, for ever.
     const limit = this.pushBytes();
-    const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, depth: 0, fences: emptyDict() });
+    const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, depth: 0, fences: emptyDict(), answer: false });
     // UTF-8 has at most three bytes for a UTF-16 unit.
     if (frame.length * 3 > limit && fragments(frame, limit).length > 1) {
       throw new TooLarge(`these writes are larger than the ${limit} bytes of one push`, { room, expected: `≤ ${limit} bytes` });

@@ -230,7 +230,7 @@ export class Server {
 
   /** A kernel writes. */
   write(token: string, state: string, name: string, value: Value): void {
-    this.decide(token, [{ op: "set", state, path: [name], value, if_rev: null }]);
+    this.decide(token, [{ op: "set", state, path: [name], value, if_rev: null, if_in: null }]);
   }
 
   /** A kernel takes the lock of a state; returns what gives it back. */
@@ -559,5 +559,5 @@ export function dataView(...bytes: number[]): DataView {
 }
 
 export function setOp(state: string, path: readonly string[], value: Value): Op {
-  return { op: "set", state, path, value, if_rev: null };
+  return { op: "set", state, path, value, if_rev: null, if_in: null };
 }

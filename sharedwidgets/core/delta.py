@@ -192,22 +192,32 @@ def compress(op: Set, base: Value, rev: int) -> Set | Splice:
 
 
 def decided(op: Op, result: Value) -> Op:
-    """The op as an entry tells it, given the trait's value after it: a sum carries its result."""
-    if isinstance(op, Inc):
-        value = result
-        for key in op.path[1:]:
-            assert isinstance(value, dict)
-            value = value[key]
-        return msgspec.structs.replace(op, value=value)
-    return op
+    """The op as an entry tells it, given the trait's value after it: without its conditions; a sum carries its result."""
+    match op:
+        case Inc():
+            return msgspec.structs.replace(op, value=below(result, op.path), min=None, max=None)
+        case Set(if_rev=None, if_in=None):
+            return op
+        case Set():
+            return msgspec.structs.replace(op, if_rev=None, if_in=None)
+        case _:
+            return op
+
+
+def below(value: Value, path: Sequence[str]) -> Value:
+    """What a trait's value holds at a path; None where there is nothing."""
+    found, _ = _look(value, path)
+    return found
 
 
 def weight(op: Op) -> int:
     """About how many bytes an op brings, the keys on its way included."""
     keys = sum(map(size, op.path[1:]))
     match op:
-        case Set():
+        case Set(if_in=None):
             return keys + size(op.value)
+        case Set():
+            return keys + size(op.value) + size(list(op.if_in or ()))
         case Append():
             return keys + size(list(op.items))
         case Splice():
@@ -369,7 +379,7 @@ def growth(value: Value, op: Op) -> int:
             return 0
 
 
-def _look(value: Value, path: Path) -> tuple[Value, bool]:
+def _look(value: Value, path: Sequence[str]) -> tuple[Value, bool]:
     """What is at a path below a trait's value, and whether anything is."""
     for key in path[1:]:
         if not isinstance(value, dict) or key not in value:

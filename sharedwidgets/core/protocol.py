@@ -117,12 +117,13 @@ class Problem(Wire, frozen=True, kw_only=True):
 
 
 class Set(Wire, frozen=True, kw_only=True, tag_field="op", tag="set"):
-    """Put a value at a path."""
+    """Put a value at a path; with `if_rev` only if it has not changed after that seq, with `if_in` if it is one of these."""
 
     state: StateName
     path: Path
     value: WireValue
     if_rev: Count | None = None
+    if_in: Annotated[tuple[WireValue, ...], Meta(min_length=1)] | None = None
 
 
 class Delete(Wire, frozen=True, kw_only=True, tag_field="op", tag="delete"):
@@ -133,12 +134,14 @@ class Delete(Wire, frozen=True, kw_only=True, tag_field="op", tag="delete"):
 
 
 class Inc(Wire, frozen=True, kw_only=True, tag_field="op", tag="inc"):
-    """Add a number; in an entry `value` is the result."""
+    """Add a number, unless the sum would leave `min` to `max`; in an entry `value` is the sum."""
 
     state: StateName
     path: Path
     by: int | float
     value: int | float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
 
 class Append(Wire, frozen=True, kw_only=True, tag_field="op", tag="append"):
@@ -288,7 +291,8 @@ class Leave(Wire, frozen=True, kw_only=True, tag_field="type", tag="leave"):
 class Push(Wire, frozen=True, kw_only=True, tag_field="type", tag="push"):
     """One or more ops, all or nothing; its identity is (boot, n), n dense from 1 per boot and room.
 
-    `fences` says, by state, under which fence the author holds that state's lock.
+    `fences` says, by state, under which fence the author holds that state's lock. With `answer` the author wants to hear
+    which number the last op left at its path.
     """
 
     room: str
@@ -296,6 +300,7 @@ class Push(Wire, frozen=True, kw_only=True, tag_field="type", tag="push"):
     ops: Annotated[tuple[Op, ...], Meta(min_length=1)]
     depth: Count = 0
     fences: dict[str, Count] = {}
+    answer: bool = False
 
 
 class Acquire(Wire, frozen=True, kw_only=True, tag_field="type", tag="acquire"):
@@ -404,6 +409,18 @@ class Nack(Wire, frozen=True, kw_only=True, tag_field="type", tag="nack"):
     values: dict[str, dict[str, WireValue]] = {}
 
 
+class Applied(Wire, frozen=True, kw_only=True, tag_field="type", tag="applied"):
+    """Push `n`, which asked for an `answer`, took effect as entry `seq`; `value` is the number it left, if it is one.
+
+    It comes before the frame whose `decided` covers it.
+    """
+
+    room: str
+    n: Number
+    seq: Count
+    value: int | float | None = None
+
+
 class Resend(Wire, frozen=True, kw_only=True, tag_field="type", tag="resend"):
     """Not a verdict: send everything from `n` again under the same numbers, values whole."""
 
@@ -458,5 +475,5 @@ class Pong(Wire, frozen=True, kw_only=True, tag_field="type", tag="pong"):
 
 Upstream: TypeAlias = Hello | Join | Leave | Resume | Push | Acquire | Cancel | Renew | Release | Ping | Pong
 Downstream: TypeAlias = (
-    Welcome | Snapshot | Joined | Entries | Nack | Resend | Members | Waiting | Failure | Bye | Slow | Ping | Pong
+    Welcome | Snapshot | Joined | Entries | Nack | Applied | Resend | Members | Waiting | Failure | Bye | Slow | Ping | Pong
 )

@@ -20,6 +20,7 @@ from sharedwidgets.core.delta import State, States
 from sharedwidgets.core.protocol import (
     Actor,
     Append,
+    Applied,
     Define,
     Entries,
     Freed,
@@ -86,7 +87,11 @@ class News(msgspec.Struct):
 
 
 class Pending(msgspec.Struct, eq=False):
-    """Ops of one push that have no verdict. `n` is 0 until taken; a `group` is never merged with others."""
+    """Ops of one push that have no verdict. `n` is 0 until taken; a `group` is never merged with others.
+
+    What is `asked` is not in the view before its verdict, and its author waits for that: `problem` when it was refused, else
+    `value` is the number it left.
+    """
 
     ops: tuple[Op, ...]
     group: bool
@@ -95,6 +100,9 @@ class Pending(msgspec.Struct, eq=False):
     n: int = 0
     sent: bool = False
     whole: bool = False
+    asked: bool = False
+    problem: Problem | None = None
+    value: int | float | None = None
 
 
 class Replica:
@@ -154,7 +162,8 @@ class Replica:
         _, value = delta.find(self.states, state, trait)
         if self._pending and key not in self._shown:
             for push in self._pending:
-                value = _replayed(value, push.ops, state, trait)
+                if not push.asked:
+                    value = _replayed(value, push.ops, state, trait)
             self._shown[key] = value
         return self._shown.get(key, value)
 
@@ -227,6 +236,34 @@ class Replica:
         self._shown.update(trial)
         return News(self._changes(before, "local"))
 
+    def ask(self, ops: Sequence[Op], *, depth: int = 0, fences: Mapping[str, int] | None = None) -> Pending:
+        """Make an own push that shows nowhere before its verdict; the author looks at what is returned when it is decided.
+
+        Raises
+        ------
+        InvalidValue, NoSuchState, NoSuchTrait
+            Nothing is asked then.
+        """
+        checked: list[Op] = []
+        for op in ops:
+            kind, _ = delta.find(self.states, op.state, op.path[0])
+            try:
+                checked.append(_normalised(op))
+                if isinstance(op, Set) and len(op.path) == 1:
+                    schemas.check(kind, op.value, state=op.state, trait=op.path[0])
+            except InvalidValue as error:
+                raise error.located(room=self.room, state=op.state) from None
+        push = Pending(tuple(checked), True, depth, fences or {}, asked=True)
+        self._pending.append(push)
+        return push
+
+    def withdraw(self, push: Pending) -> bool:
+        """Take back what was asked and never sent; whether that was possible."""
+        if push.n or not self.is_open(push):
+            return False
+        self._pending = [other for other in self._pending if other is not push]
+        return True
+
     def take(self, in_flight: int) -> list[Push]:
         """Pushes to send now, numbered; no more than keep `in_flight` of them undecided at the server."""
         pushes: list[Push] = []
@@ -239,7 +276,14 @@ class Replica:
                 self._next_n += 1
             push.sent = True
             pushes.append(
-                Push(room=self.room, n=push.n, ops=self._compressed(index), depth=push.depth, fences=dict(push.fences))
+                Push(
+                    room=self.room,
+                    n=push.n,
+                    ops=self._compressed(index),
+                    depth=push.depth,
+                    fences=dict(push.fences),
+                    answer=push.asked,
+                )
             )
         return pushes
 
@@ -263,7 +307,7 @@ class Replica:
             states=tuple(states),
         )
 
-    def receive(self, message: Snapshot | Entries | Nack | Resend | Members | Waiting) -> News:
+    def receive(self, message: Snapshot | Entries | Nack | Applied | Resend | Members | Waiting) -> News:
         """Take in what the server said of this room."""
         match message:
             case Waiting():
@@ -277,6 +321,11 @@ class Replica:
             case Nack():
                 last = message.through or message.n
                 return self._drop(lambda push: message.n <= push.n <= last, message.problem, message.values)
+            case Applied():
+                for push in self._pending:
+                    if push.n == message.n:
+                        push.value = message.value
+                return News()
             case Resend():
                 if message.n < self.position().lowest:
                     # The server forgot a verdict it gave: it must move on to where this boot is (H8).
@@ -383,9 +432,13 @@ class Replica:
         refused = [push for push in self._pending if doomed(push)]
         before = self._values((op.state, op.path[0]) for push in refused for op in push.ops)
         self._pending = [push for push in self._pending if not doomed(push)]
+        for push in refused:
+            push.problem = problem
         for key in before:
             self._shown.pop(key, None)
-        return News(self._changes(before, "rollback"), refused=[Refused(push.n, push.ops, problem, values) for push in refused])
+        # Who asked hears it as an answer.
+        told = [Refused(push.n, push.ops, problem, values) for push in refused if not push.asked]
+        return News(self._changes(before, "rollback"), refused=told)
 
     def _book(self, decided: int) -> None:
         """Every own push up to `decided` has its verdict; a refused one was told before."""
@@ -405,10 +458,10 @@ class Replica:
         if earlier.state != op.state or earlier.path != op.path:
             return False
         match earlier, op:
-            case Set(if_rev=None), Set(if_rev=None):
+            case Set(if_rev=None, if_in=None), Set(if_rev=None, if_in=None):
                 last.ops = (op,)
                 return True
-            case Inc(), Inc() if self._unbounded(op):
+            case Inc(min=None, max=None), Inc(min=None, max=None) if self._unbounded(op):
                 last.ops = (msgspec.structs.replace(op, by=plus(earlier.by, op.by)),)
                 return True
             case _:
@@ -429,7 +482,7 @@ class Replica:
         ops: list[Op] = []
         for op in push.ops:
             key = (op.state, op.path[0])
-            if isinstance(op, Set) and op.if_rev is None and not whole and key not in earlier:
+            if isinstance(op, Set) and op.if_rev is None and op.if_in is None and not whole and key not in earlier:
                 held = self.states.get(op.state, State()).values
                 base = _below(held.get(op.path[0]), op.path[1:])
                 ops.append(delta.compress(op, base, self.seq))
@@ -480,13 +533,17 @@ def _normalised(op: Op) -> Op:
     levels = MAX_DEPTH - len(op.path) + 1
     try:
         match op:
-            case Set():
+            case Set(if_in=None):
                 return msgspec.structs.replace(op, value=normalise(op.value, levels=levels))
+            case Set():
+                wanted = tuple(normalise(one, levels=levels) for one in op.if_in or ())
+                return msgspec.structs.replace(op, value=normalise(op.value, levels=levels), if_in=wanted)
             case Append():
                 return msgspec.structs.replace(op, items=tuple(normalise(item, levels=levels - 1) for item in op.items))
             case Inc():
-                if isinstance(op.by, bool) or not isinstance(op.by, (int, float)):
-                    raise InvalidValue(f"{op.by!r} is no number to add", expected="int or float")
+                for number in (op.by, *(bound for bound in (op.min, op.max) if bound is not None)):
+                    if isinstance(number, bool) or not isinstance(number, (int, float)):
+                        raise InvalidValue(f"{number!r} is no number to add, or to stay within", expected="int or float")
                 return op
             case _:
                 return op

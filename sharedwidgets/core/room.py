@@ -20,6 +20,7 @@ store before it carries out any of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from sharedwidgets.core.protocol import (
     Acquire,
     Actor,
     Append,
+    Applied,
     Audience,
     Bye,
     Cancel,
@@ -82,10 +84,12 @@ from sharedwidgets.errors import (
     NoSuchRoom,
     NoSuchState,
     OutcomeUnknown,
+    OutOfBounds,
     RevisionMismatch,
     RoomGone,
     SharedWidgetsError,
     TooLarge,
+    ValueMismatch,
 )
 
 # Verdicts of refused pushes that are kept per boot, for an author whose socket died with the answer.
@@ -110,11 +114,12 @@ class Now(NamedTuple):
 
 
 class Mark(Wire, frozen=True, kw_only=True):
-    """How far the pushes of one boot are decided, when it was last heard (wall seconds), and its refused ones."""
+    """How far the pushes of one boot are decided, when it was last heard (wall seconds), and the verdicts it waits for."""
 
     n: int = 0
     at: float = 0.0
     refused: tuple[Nack, ...] = ()
+    applied: tuple[Applied, ...] = ()
 
 
 class RoomImage(Wire, frozen=True, kw_only=True):
@@ -186,7 +191,7 @@ class Send:
     """To one boot."""
 
     boot: str
-    message: Snapshot | Joined | Entries | Nack | Resend | Members | Waiting | Failure | Bye
+    message: Snapshot | Joined | Entries | Nack | Applied | Resend | Members | Waiting | Failure | Bye
 
 
 @dataclass(frozen=True)
@@ -523,8 +528,9 @@ class Room:
         effects: list[Effect] = []
         for author in attached:
             mark = self.marks.get(author.boot, Mark())
-            # The store may have taken a refusal whose nack was thrown away: it comes before the snapshot that counts it.
+            # The store may have taken a verdict whose message was thrown away: it comes before the snapshot that counts it.
             effects += [Send(author.boot, nack) for nack in mark.refused]
+            effects += [Send(author.boot, answer) for answer in mark.applied]
             effects.append(Send(author.boot, self.snapshot(author.boot, author.audience)))
             effects.append(Send(author.boot, Resend(room=self.token, n=mark.n + 1)))
             self._awaited[author.boot] = mark.n + 1
@@ -564,9 +570,22 @@ class Room:
             return [self._resend(author.boot, push.n)]
         except SharedWidgetsError as error:
             return self._refuse(author, push, mark, error, now)
-        moved = Mark(n=push.n, at=now.wall, refused=mark.refused)
+        record = self._commit(author.actor, decided, growth, now, push.depth)
+        answers = (self._answer(push.n, decided[-1]),) if push.answer else ()
+        # As many are kept as may be under way.
+        applied = (*mark.applied, *answers)[-self.limits.in_flight_pushes :]
+        moved = Mark(n=push.n, at=now.wall, refused=mark.refused, applied=applied)
         self.marks[author.boot] = moved
-        return [self._commit(author.actor, decided, growth, now, push.depth, author.boot, moved)]
+        return [
+            *(Send(author.boot, answer) for answer in answers),
+            dataclasses.replace(record, boot=author.boot, mark=moved),
+        ]
+
+    def _answer(self, n: int, op: Op) -> Applied:
+        """What the author of a push waits to hear: the number its last op left. Other values it sees in its replica."""
+        left = delta.below(self.states[op.state].values[op.path[0]], op.path)
+        number = left if isinstance(left, (int, float)) and not isinstance(left, bool) else None
+        return Applied(room=self.token, n=n, seq=self.seq, value=number)
 
     def _decide(
         self,
@@ -599,11 +618,12 @@ class Room:
             key = (op.state, op.path[0])
             kind, held = delta.find(self.states, *key, frontend=author.frontend)
             before = trial.get(key, held)
-            self._check_base(op, key in trial)
+            self._check_base(op, before, key in trial)
             op = self._plain(op)
             gained = delta.growth(before, op)
             after = delta.apply(before, op, owned)
             schemas.check(kind, after, state=op.state, trait=op.path[0])
+            _check_bounds(op, after)
             decided.append(delta.decided(op, after))
             growth += gained
             trial[key] = after
@@ -622,7 +642,7 @@ class Room:
             case Inc():
                 return msgspec.structs.replace(op, value=None)
             case Set():
-                levels = depth(op.value)
+                levels = depth([op.value, *(op.if_in or ())]) - 1
             case Append():
                 levels = depth(list(op.items))
             case Splice():
@@ -638,12 +658,20 @@ class Room:
             )
         return op
 
-    def _check_base(self, op: Op, touched: bool) -> None:
+    def _check_base(self, op: Op, before: Value, touched: bool) -> None:
         if isinstance(op, Splice) and (touched or not self._unchanged(op, op.rev)):
             raise _Stale
         if isinstance(op, Set) and op.if_rev is not None and not self._unchanged(op, op.if_rev):
             raise RevisionMismatch(
                 f"{op.state}.{'.'.join(op.path)} changed after seq {op.if_rev}; read it again", state=op.state, path=op.path
+            )
+        if (
+            isinstance(op, Set)
+            and op.if_in is not None
+            and not any(same(delta.below(before, op.path), one) for one in op.if_in)
+        ):
+            raise ValueMismatch(
+                f"{op.state}.{'.'.join(op.path)} is not what was expected; read it again", state=op.state, path=op.path
             )
 
     def _unchanged(self, op: Op, rev: int) -> bool:
@@ -657,8 +685,6 @@ class Room:
         growth: int,
         now: Now,
         reactions: int = 0,
-        boot: str | None = None,
-        mark: Mark | None = None,
     ) -> Record:
         """Give the next seq to decided ops and make them so (G1)."""
         entry = Entry(seq=self.seq + 1, at=now.wall, by=actor, ops=tuple(ops), depth=reactions)
@@ -671,7 +697,7 @@ class Room:
         self._tail.append((entry, public, weight, now.mono))
         self._tail_bytes += weight
         self._trim(now.mono)
-        return Record(entry, public, boot, mark)
+        return Record(entry, public)
 
     def _refuse(self, author: Author, push: Push, mark: Mark, error: SharedWidgetsError, now: Now) -> list[Effect]:
         """The push is decided, and has no effect (G4); the mark moves, so that it is never tried again."""
@@ -682,7 +708,7 @@ class Room:
         kept = msgspec.structs.replace(nack, values={}, problem=brief)
         # As many as may be under way: of each the author must hear, also after its socket died.
         most = max(KEPT_REFUSALS, self.limits.in_flight_pushes)
-        moved = Mark(n=push.n, at=now.wall, refused=(*mark.refused, kept)[-most:])
+        moved = Mark(n=push.n, at=now.wall, refused=(*mark.refused, kept)[-most:], applied=mark.applied)
         self.marks[author.boot] = moved
         # A mark alone does not make a room: one that never held anything is not written down.
         record = [Record(boot=author.boot, mark=moved)] if self.seq else []
@@ -693,7 +719,7 @@ class Room:
             if nack.n <= n <= (nack.through or nack.n):
                 return [Send(author.boot, nack)]
         ack = Entries(room=self.token, epoch=self.epoch, prev=self.seq, last=self.seq, decided=n)
-        return [Send(author.boot, ack)]
+        return [*(Send(author.boot, answer) for answer in mark.applied if answer.n == n), Send(author.boot, ack)]
 
     def _resend(self, boot: str, n: int) -> Send:
         self._awaited[boot] = n
@@ -775,7 +801,7 @@ class Room:
             self.marks[author.boot] = mark
             effects.append(Record(boot=author.boot, mark=mark))
         effects += [Send(author.boot, nack) for nack in mark.refused if (nack.through or nack.n) >= resume.lowest]
-        return effects
+        return [*effects, *(Send(author.boot, answer) for answer in mark.applied if answer.n >= resume.lowest)]
 
     def _definition(
         self, author: Author, state: str, schema: Mapping[str, TraitSchema], values: Mapping[str, Value]
@@ -993,6 +1019,28 @@ def problem(error: SharedWidgetsError) -> Problem:
         state=error.state,
         path=error.path or ((error.trait,) if error.trait else ()),
         expected=error.expected,
+    )
+
+
+def _check_bounds(op: Op, after: Value) -> None:
+    """Raise unless the sum is within the bounds its author named."""
+    if not isinstance(op, Inc) or (op.min is None and op.max is None):
+        return
+    total = delta.below(after, op.path)
+    assert isinstance(total, (int, float))
+    # Written so that nan is within no bounds.
+    if (op.min is None or total >= op.min) and (op.max is None or total <= op.max):
+        return
+    within = " and ".join(
+        words
+        for words in (f"at least {op.min}" if op.min is not None else "", f"at most {op.max}" if op.max is not None else "")
+        if words
+    )
+    raise OutOfBounds(
+        f"{op.state}.{'.'.join(op.path)} would be {total}, and it was to stay {within}; nothing was added",
+        state=op.state,
+        path=op.path,
+        expected=within,
     )
 
 

@@ -103,8 +103,8 @@ def test_no_increment_of_any_owner_is_lost(server: LiveServer, one: Counter, two
     for thread in threads:
         thread.join(60)
     for state in (one, two):
-        state.wait_until(lambda state=state: state.count == 100, 10)
-        assert (state.count, state.locked_by) == (100, None)
+        # The end of the last lock comes behind its last write, and to the other member later.
+        assert state.wait_until(lambda state=state: state.locked_by is None and state.count == 100, 10)  # type: ignore[misc]
     # Made, and of each round a grant, a write and an end.
     assert seq(server, token) == 1 + 3 * 100
 

@@ -9,6 +9,7 @@ import pytest
 
 from sharedwidgets.core.protocol import (
     Append,
+    Applied,
     Delete,
     Entries,
     Entry,
@@ -467,6 +468,101 @@ def test_nothing_is_cut_from_what_is_not_there(path: str) -> None:
 def test_a_condition_is_sent_as_it_is() -> None:
     replica = live(title=LONG)
     assert sent(replica, put("title", LONG + "!", if_rev=1)).ops == (put("title", LONG + "!", if_rev=1),)
+
+
+# --- what is asked
+
+
+def exchange(expected: Any, new: Any) -> Set:
+    return Set(state="S", path=("count",), value=new, if_in=(expected,))
+
+
+def test_what_is_asked_shows_nowhere_before_its_verdict() -> None:
+    replica = live()
+    version = replica.version
+    asked = replica.ask([exchange(0, 5)])
+    assert (replica.value("S", "count"), replica.version, replica.undecided) == (0, version, 1)
+    (push,) = replica.take(10)
+    assert (push.n, push.answer, push.ops) == (1, True, (exchange(0, 5),))
+    # What is written on top shows, in its place behind it.
+    replica.write([inc(1)])
+    assert replica.value("S", "count") == 1
+    assert replica.take(10)[0].answer is False
+    news = replica.receive(frame(entry(2, put("count", 5)), decided=1))
+    assert changes(news) == [("count", 1, 6, "remote")]
+    assert not replica.is_open(asked)
+    assert (asked.problem, asked.value) == (None, None)
+
+
+def test_the_answer_to_a_sum_is_kept_for_who_asked() -> None:
+    replica = live()
+    asked = replica.ask([Inc(state="S", path=("count",), by=1, max=9)])
+    replica.take(10)
+    assert changes(replica.receive(Applied(room="r", n=1, seq=2, value=1))) == []
+    assert replica.is_open(asked)
+    # Folded away: the replica never held 1.
+    replica.receive(frame(entry(3, put("count", 70)), prev=1, decided=1))
+    assert (replica.is_open(asked), asked.value, replica.value("S", "count")) == (False, 1, 70)
+
+
+def test_g4_a_refusal_of_what_was_asked_is_an_answer_and_no_news() -> None:
+    replica = live()
+    asked = replica.ask([exchange(1, 5)])
+    replica.write([inc(1)])
+    replica.take(10)
+    news = replica.receive(nack(1))
+    assert (changes(news), news.refused) == ([], [])
+    assert (replica.is_open(asked), asked.problem, replica.value("S", "count")) == (False, REFUSED, 1)
+
+
+def test_only_what_was_not_numbered_can_be_taken_back() -> None:
+    replica = live()
+    first, second = replica.ask([exchange(0, 1)]), replica.ask([exchange(0, 2)])
+    assert [push.n for push in replica.take(1)] == [1]
+    assert [replica.withdraw(first), replica.withdraw(second), replica.withdraw(second)] == [False, True, False]
+    replica.disconnected()
+    assert not replica.withdraw(first)
+    replica.receive(nack(1))
+    replica.write([inc(1)])
+    assert [push.n for push in replica.take(10)] == [2]
+
+
+def test_what_is_asked_is_never_merged_or_cut() -> None:
+    replica = live(title=LONG)
+    replica.ask([Set(state="S", path=("title",), value=LONG + "!", if_in=(LONG,))])
+    replica.ask([Inc(state="S", path=("count",), by=1)])
+    replica.write([inc(1)])
+    replica.ask([Inc(state="S", path=("count",), by=1)])
+    pushes = replica.take(10)
+    assert [push.answer for push in pushes] == [True, True, False, True]
+    assert pushes[0].ops == (Set(state="S", path=("title",), value=LONG + "!", if_in=(LONG,)),)
+
+
+def test_sums_with_bounds_of_their_own_are_not_added_up() -> None:
+    replica = live()
+    replica.write([Inc(state="S", path=("count",), by=1, max=9)])
+    replica.write([inc(1)])
+    replica.write([Inc(state="S", path=("count",), by=1, max=9)])
+    assert len(replica.take(10)) == 3
+
+
+@pytest.mark.parametrize(
+    ("op", "error"),
+    [
+        (exchange(0, "x"), InvalidValue),
+        (exchange(0, float("inf")), InvalidValue),
+        (exchange(object(), 1), InvalidValue),
+        (Inc(state="S", path=("count",), by=1, max="9"), InvalidValue),  # type: ignore[arg-type]
+        (Inc(state="S", path=("count",), by=True), InvalidValue),
+        (Inc(state="S", path=("nope",), by=1), NoSuchTrait),
+        (Inc(state="T", path=("count",), by=1), NoSuchState),
+    ],
+)
+def test_what_cannot_be_is_not_asked(op: Op, error: type[Exception]) -> None:
+    replica = live()
+    with pytest.raises(error):
+        replica.ask([op])
+    assert replica.undecided == 0
 
 
 def test_h06_resend_is_no_verdict() -> None:

@@ -11,6 +11,7 @@ import pytest
 from sharedwidgets.core.protocol import (
     Acquire,
     Append,
+    Applied,
     Bye,
     Delete,
     Entries,
@@ -254,6 +255,118 @@ def test_the_room_knows_how_many_bytes_it_holds(room: Room, ops: list[Op]) -> No
         assert room.bytes == bytes_of(room)
     room.receive(K1, push(len(ops) + 1, *ops), NOW)
     assert room.bytes == bytes_of(room) == reloaded(room).bytes
+
+
+# --- conditions and answers
+
+
+@pytest.mark.parametrize(
+    ("held_", "expected", "fits"),
+    [(3, (3,), True), (3, (1, 2.0, 3.0), True), (1, (True,), False), (3, (4,), False), (3, (None,), False)],
+)
+def test_a_set_may_name_what_it_expects(room: Room, held_: Any, expected: tuple[Any, ...], fits: bool) -> None:
+    room.receive(K1, push(1, put("count", held_)), NOW)
+    effects = room.receive(K2, push(1, Set(state="S", path=("count",), value=9, if_in=expected)), NOW)
+    if not fits:
+        assert code(effects) == "value-mismatch"
+        assert only(effects, Nack).values == {"S": {"count": held_}}
+    else:
+        (record,) = records(effects)
+        assert record.entry is not None
+        # The condition was for the room.
+        assert record.entry.ops == (put("count", 9),)
+    assert held(room)["count"] == (9 if fits else held_)
+
+
+def test_a_condition_sees_the_ops_before_it_in_the_push(room: Room) -> None:
+    exchange = Set(state="S", path=("count",), value=9, if_in=(1,))
+    assert code(room.receive(K1, push(1, exchange), NOW)) == "value-mismatch"
+    assert records(room.receive(K1, push(2, inc("count"), exchange), NOW))[0].entry
+    assert held(room)["count"] == 9
+    # A key that is not there holds nothing.
+    key = Set(state="S", path=("tags", "a"), value=1, if_in=(None,))
+    assert records(room.receive(K1, push(3, key), NOW))[0].entry
+    assert code(room.receive(K1, push(4, key), NOW)) == "value-mismatch"
+
+
+def test_g9_a_page_learns_nothing_of_a_hidden_trait_by_asking_for_its_value(room: Room) -> None:
+    for n, guess in enumerate(("pepper", "salt"), 1):
+        guessed = Set(state="S", path=("_salt",), value="x", if_in=(guess,))
+        assert code(room.receive(P1, push(n, guessed), NOW)) == "no-such-trait"
+
+
+@pytest.mark.parametrize(
+    ("by", "bounds", "total"),
+    [
+        (2, {"max": 5}, 5),
+        (3, {"max": 5}, None),
+        (-3, {"min": 0}, 0),
+        (-4, {"min": 0}, None),
+        (1, {"min": 4, "max": 4}, 4),
+        (-1, {"min": 4}, None),
+        (0, {"max": 2}, None),
+    ],
+)
+def test_a_sum_may_name_its_bounds(room: Room, by: float, bounds: dict[str, float], total: int | None) -> None:
+    room.receive(K1, push(1, put("count", 3)), NOW)
+    effects = room.receive(K2, push(1, Inc(state="S", path=("count",), by=by, **bounds)), NOW)  # type: ignore[arg-type]
+    if total is None:
+        assert code(effects) == "out-of-bounds"
+        assert (held(room)["count"], room.seq) == (3, 2)
+    else:
+        (record,) = records(effects)
+        assert record.entry is not None
+        assert record.entry.ops == (Inc(state="S", path=("count",), by=by, value=total),)
+
+
+def test_nan_is_within_no_bounds(room: Room) -> None:
+    room = empty_room()
+    room.receive(K1, join(schema={"x": TraitSchema(kind="float")}, values={"x": 0.0}), NOW)
+    assert code(room.receive(K1, push(1, Inc(state="S", path=("x",), by=float("nan"), min=0)), NOW)) == "out-of-bounds"
+
+
+def asks(n: int, *ops: Op) -> Push:
+    return Push(room="r", n=n, ops=ops, answer=True)
+
+
+def test_an_answer_comes_before_what_decides_it_and_only_to_who_asked(room: Room) -> None:
+    effects = room.receive(K1, asks(1, inc("count", 2)), NOW)
+    answer, record = effects
+    assert answer == Send("k1", Applied(room="r", n=1, seq=2, value=2))
+    assert isinstance(record, Record)
+    assert record.mark is not None
+    assert record.mark.applied == (answer.message,)  # type: ignore[union-attr]
+    assert not sent(room.receive(K2, push(1, inc("count")), NOW), Applied)
+    # Only a number is told; what else there is, the replica shows.
+    last = room.receive(K1, asks(2, inc("count"), Append(state="S", path=("items",), items=(1,))), NOW)
+    assert only(last, Applied) == Applied(room="r", n=2, seq=4, value=None)
+    assert not sent(room.receive(K1, asks(3, put("level", 99)), NOW), Applied)
+
+
+def test_g4_an_answer_lost_with_its_socket_is_told_again(room: Room) -> None:
+    room.receive(K1, asks(1, inc("count", 2)), NOW)
+    room.receive(K2, push(1, put("count", 70)), NOW)
+    again = room.receive(K1, asks(1, inc("count", 2)), NOW)
+    assert [item.message for item in again if isinstance(item, Send)] == [
+        Applied(room="r", n=1, seq=2, value=2),
+        Entries(room="r", epoch="e1", prev=3, last=3, decided=1),
+    ]
+    room.receive(K1, push(2, put("level", 99)), NOW)
+    assert room.marks["k1"].applied
+    back = room.receive(K1, resume(1, lowest=1, highest=2), later(1))
+    kinds = [type(item.message) for item in back if isinstance(item, Send)]
+    assert kinds[:3] == [Nack, Applied, Entries]
+    assert not sent(room.receive(K1, resume(3, lowest=3, highest=2), later(2)), Applied)
+    # A room that was loaded again from its store has it, too.
+    fresh = reloaded(room)
+    assert only(fresh.recovered(fresh.adopt(room, ALL, NOW)), Applied, "k1").value == 2
+
+
+def test_answers_are_kept_for_as_many_as_may_be_under_way() -> None:
+    room = room_with(K1, limits=Limits(in_flight_pushes=3))
+    for n in range(1, 6):
+        room.receive(K1, asks(n, inc("count")), NOW)
+    assert [answer.n for answer in room.marks["k1"].applied] == [3, 4, 5]
 
 
 # --- revisions
