@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,72 @@ for i in range(1, {changes} + 1):
     figures = {"shared": {**quantiles(room), "n": len(room)}, "ipywidgets": {**quantiles(comm), "n": len(comm)}}
     figures["ratio_p50"] = figures["shared"]["p50_ms"] / figures["ipywidgets"]["p50_ms"]
     return figures
+
+
+LOCKED = """
+spans = []
+while time.monotonic() < {end}:
+    began = time.monotonic()
+    with c.lock():
+        c.count += 1
+    spans.append(time.monotonic() - began)
+"""
+ADDED = """
+made = 0
+while time.monotonic() < {end}:
+    c.increment("count")
+    made += 1
+c.flush(30)
+"""
+
+
+def locks(server: LiveServer, seconds: float) -> dict[str, Any]:
+    """``with c.lock(): c.count += 1`` in one kernel alone, and in four at once in equal loops; what each round takes."""
+    with Kernel(server) as first:
+        first.run(SETUP.replace("bench", "alone"))
+        first.run(LOCKED.format(end=time.monotonic() + min(seconds, 10.0)))
+        alone, held = first.value("(spans, c.count)")
+    spans, shares, total, took = _together(server, "contended", LOCKED, "spans", seconds)
+    counts = [len(share) for share in shares]
+    return {
+        "alone": {**quantiles(alone), "per_second": len(alone) / sum(alone), "lost": len(alone) - held},
+        "four": {
+            **quantiles(spans),
+            "per_second": len(spans) / took,
+            "shares": counts,
+            "fairness": max(counts) / max(1, min(counts)),
+            "lost": sum(counts) - total,
+        },
+    }
+
+
+def increments(server: LiveServer, seconds: float) -> dict[str, Any]:
+    """``c.increment("count")`` in four kernels at once, to the last acknowledgement."""
+    _, made, total, took = _together(server, "added", ADDED, "[made]", seconds)
+    calls = sum(share[0] for share in made)
+    return {"per_second": calls / took, "lost": calls - total, "calls": calls}
+
+
+def _together(
+    server: LiveServer, room: str, loop: str, shared: str, seconds: float
+) -> tuple[list[float], list[list[Any]], int, float]:
+    """A loop in four kernels that begin and end together: all they noted, each one's share, the count, and the seconds."""
+    with ExitStack() as stack:
+        kernels = [stack.enter_context(Kernel(server)) for _ in range(4)]
+        for kernel in kernels:
+            kernel.run(SETUP.replace("bench", room))
+        began = time.monotonic()
+        cells = [kernel.start(loop.format(end=began + seconds)) for kernel in kernels]
+        for kernel, cell in zip(kernels, cells, strict=True):
+            kernel.finish(cell, timeout=seconds + 60)
+        took = time.monotonic() - began
+        shares = [kernel.value(shared) for kernel in kernels]
+        total = kernels[0].value(f"(c.wait_until(lambda: c.count >= {sum(map(_size, shares))}, 10), c.count)[1]")
+    return [item for share in shares for item in share], shares, total, took
+
+
+def _size(share: list[Any]) -> int:
+    return int(share[0]) if len(share) == 1 and isinstance(share[0], int) else len(share)
 
 
 def bytes_of_one_increment() -> dict[str, int]:
@@ -159,6 +226,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--changes", type=int, default=1000)
     parser.add_argument("--members", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--only", default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, LiveServer(Path(folder)) as server:
         figures: dict[str, Callable[[], dict[str, Any]]] = {
@@ -166,8 +235,12 @@ def main() -> None:
             "bytes of one increment": bytes_of_one_increment,
             "server CPU": lambda: server_cpu_per_delivery(server, options.members, 500),
             "import": lambda: import_time(15),
+            "locks": lambda: locks(server, options.seconds),
+            "increments": lambda: increments(server, min(options.seconds, 10.0)),
         }
         for name, measure in figures.items():
+            if options.only not in name:
+                continue
             print(name, json.dumps(measure(), indent=1), flush=True)
 
 
