@@ -171,6 +171,8 @@ class Bridge:
         self._holds = 0
         # Nor while an own write is between its op and what it shows.
         self._writing = 0
+        # While above 0 a trait may hold what is not booked yet.
+        self._assigning = 0
         # While grouping: what each trait showed before its first write in the group, and those said again unchanged.
         self._group: dict[str, Value] | None = None
         # Whose writes a transaction takes; None: everybody's, as in a hold of traitlets.
@@ -360,10 +362,14 @@ class Bridge:
         """Around an assignment: says whether it led to a write by this thread."""
         outer = getattr(self._local, "wrote", False)
         self._local.wrote = False
+        with self._lock:
+            self._assigning += 1
         try:
             yield lambda: bool(self._local.wrote)
         finally:
             self._local.wrote = self._local.wrote or outer
+            with self._lock:
+                self._assigning -= 1
 
     @property
     def grouped(self) -> bool:
@@ -610,7 +616,7 @@ class Bridge:
         """Lists and dicts that were changed in place, which nobody hears of; each is named once."""
         found: list[str] = []
         with self._lock:
-            shown = dict(self._shown)
+            shown = {} if self._assigning else dict(self._shown)
         for trait, held in shown.items():
             if trait in self._warned or not isinstance(held.value, (list, dict)):
                 continue

@@ -768,7 +768,11 @@ class Connection:
         self._control.clear()
         for token, session in list(self._sessions.items()):
             if not self._held_back(session):
-                messages += session.replica.take(self.limits.in_flight_pushes)
+                pushes = session.replica.take(self.limits.in_flight_pushes)
+                messages += pushes
+                if pushes:
+                    # Who waits for room to write has it now, whenever the answers come.
+                    self.changed.notify_all()
                 messages += session.leases.due(session.replica, lambda: next(self._ids))
             if session.leaving and not session.replica.undecided:
                 messages.append(Leave(room=token))

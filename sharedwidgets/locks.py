@@ -183,11 +183,10 @@ class Lock:
         return self.acquire()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
+        if kind is None or issubclass(kind, Exception):
             self.release()
-        except LockLost:
-            if kind is None or issubclass(kind, Exception):
-                raise
+        else:
+            self._drop()
 
     # --- for tasks
 
@@ -218,11 +217,14 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
+        if kind is None or issubclass(kind, Exception):
             await self.release_async()
-        except LockLost:
-            if kind is None or issubclass(kind, Exception):
-                raise
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Give it back without waiting for the server: whoever is interrupted or cancelled is not held up (H23)."""
+        leases.abandon(self._connection, self._session, self._given())
 
     # --- order
 

@@ -26,6 +26,7 @@ from sharedwidgets.errors import (
     NoSuchPath,
     NoSuchTrait,
     OutOfBounds,
+    Overloaded,
     RoomGone,
     TooLarge,
     WrongThread,
@@ -647,3 +648,84 @@ def test_the_thread_that_moves_the_bytes_may_not_ask(one: Shop) -> None:
     one._bridge.connection.later(task)
     assert done.wait(10)
     assert [type(error) for error in raised] == [WrongThread]
+
+
+# --- too fast
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that wants few writes to wait."""
+    limits = "{'unsent_pushes': 20, 'in_flight_pushes': 4}"
+    with LiveServer(tmp_path_factory.mktemp("tight"), f"--SharedWidgetsApp.limits={limits}") as running:
+        yield running
+        for connection in list(sharedwidgets.connection._shared.values()):
+            connection.close()
+
+
+def replica_of(state: SharedState) -> Any:
+    assert state._bridge is not None
+    return state._bridge.session.replica
+
+
+def test_h12_sums_that_wait_are_added_up_and_none_is_refused(tight: LiveServer, token: str) -> None:
+    two = Shop().link_to(token, server=tight.url, credential=tight.token)
+    with Stalling(tight.port) as way:
+        one = Shop().link_to(token, server=way.url, credential=tight.credential)
+        refused = Heard(one, type="rejected")
+        way.shut()
+        for _ in range(3000):
+            one.increment("stock")
+        assert (one.stock, two.stock) == (3000, 0)
+        assert replica_of(one).unsent <= 1
+        way.open()
+        settled(one, two)
+        assert (one.stock, two.stock, refused.changes) == (3000, 3000, [])
+        # Those under way when the line was shut, and all the others as one.
+        assert seq(tight, token) <= 1 + 4 + 1
+
+
+def test_h12_what_cannot_be_added_up_waits_for_room_and_keeps_its_order(tight: LiveServer, token: str) -> None:
+    two = Shop().link_to(token, server=tight.url, credential=tight.token)
+    with Stalling(tight.port) as way, ThreadPoolExecutor(1) as pool:
+        one = Shop().link_to(token, server=way.url, credential=tight.credential)
+        refused = Heard(one, type="rejected")
+        way.shut()
+
+        def write() -> None:
+            for number in range(1, 51):
+                one.increment("stock")
+                one.orders = [number]
+
+        writing = pool.submit(write)
+        eventually(lambda: replica_of(one).unsent == 20)
+        assert not writing.done()
+        # Whoever waits holds nothing: others of the process read, and look.
+        assert one.pull().stock == one.stock
+        assert one.linked_from
+        way.open()
+        writing.result(20)
+        settled(one, two)
+        assert (two.stock, two.orders, refused.changes) == (50, [50], [])
+        assert seq(tight, token) == 1 + 100
+
+
+def test_h12_who_waited_too_long_is_told_and_nothing_is_half_written(
+    tight: LiveServer, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharedwidgets.connection, "OVERLOAD_SECONDS", 0.2)
+    two = Shop().link_to(token, server=tight.url, credential=tight.token)
+    with Stalling(tight.port) as way:
+        one = Shop().link_to(token, server=way.url, credential=tight.credential)
+        way.shut()
+        made = 0
+        with pytest.raises(Overloaded, match="wait to be sent"):
+            for _ in range(50):
+                one.increment("stock")
+                made += 1
+                one.orders = [made]
+        assert 20 <= 2 * made <= 30
+        stock, orders = one.stock, one.orders
+        way.open()
+        settled(one, two)
+        assert (two.stock, two.orders) == (stock, orders) == (one.stock, one.orders)

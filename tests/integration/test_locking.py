@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -27,6 +28,7 @@ from support.faults import Faults
 from support.kernels import Kernel
 from support.rest import ask, room_url
 from support.scripts import Heard, eventually, seq
+from support.stalling import Stalling
 
 
 class Counter(SharedState, delivery="thread"):
@@ -303,7 +305,7 @@ def _name() -> Any:
     return LockName(kind="state", name="Counter")
 
 
-def test_several_at_once_in_any_order(server: LiveServer, one: Counter, two: Counter, token: str) -> None:
+def test_h28_several_at_once_in_any_order(server: LiveServer, one: Counter, two: Counter, token: str) -> None:
     """Two that lock two states the other way round: nobody waits for ever."""
     others = [Other().link_to(token, server=server.url, credential=secret) for secret in (server.credential, server.token)]
 
@@ -323,7 +325,7 @@ def test_several_at_once_in_any_order(server: LiveServer, one: Counter, two: Cou
     assert one.wait_until(lambda: (one.count, others[0].n) == (40, 40), 10)
 
 
-def test_out_of_order_says_so_at_once(server: LiveServer, one: Counter, token: str) -> None:
+def test_h28_out_of_order_says_so_at_once(server: LiveServer, one: Counter, token: str) -> None:
     other = Other().link_to(token, server=server.url, credential=server.credential)
     with other.lock(), pytest.raises(LockOrder, match=r"'Counter'.*comes before 'Other'.*lock\(a, b\)"):
         one.lock().acquire()
@@ -350,8 +352,8 @@ def test_named_locks_cover_nothing(server: LiveServer, one: Counter, two: Counte
         room.close()
 
 
-def test_what_was_written_before_a_lock_is_not_under_it(server: LiveServer, one: Counter, token: str) -> None:
-    """H24: sets that wait in a window when the lock is taken go before it, and those made in it before its end."""
+def test_h24_what_was_written_before_a_lock_is_not_under_it(server: LiveServer, one: Counter, token: str) -> None:
+    """Sets that wait in a window when the lock is taken go before it, and those made in it before its end."""
     refused = Heard(one, type="rejected")
     for number in range(50):
         one.count = number
@@ -538,3 +540,26 @@ def test_h23_an_interrupt_leaves_nothing_held(server: LiveServer, two: Counter, 
             two.count += 1
         kernel.run("with c.lock(): c.count += 1")
         assert two.wait_until(lambda: two.count == (3 if where == "body" else 2), 10)
+
+
+def test_h23_an_interrupt_while_it_is_given_back(server: LiveServer, two: Counter, token: str, tmp_path: Path) -> None:
+    """The word of it is on its way: what was written under the lock stands, and the lock is free when it arrives."""
+    go, leaving = tmp_path / "go", tmp_path / "leaving"
+    with Stalling(server.port) as way, Kernel(server) as kernel:
+        where = f"server={way.url!r}, credential={server.credential!r}"
+        kernel.run(KERNEL.format(token=token).replace(f"link_to({token!r})", f"link_to({token!r}, {where})"))
+        cell = kernel.start(
+            "import pathlib\nwith c.lock():\n    c.count = 1\n"
+            f"    while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+            f"    c.count = 2\n    pathlib.Path({str(leaving)!r}).touch()"
+        )
+        assert two.wait_until(lambda: two.count == 1, 10)
+        way.shut()
+        go.touch()
+        eventually(leaving.exists)
+        server.ask("POST", f"api/kernels/{kernel.id}/interrupt")
+        with pytest.raises(AssertionError, match="KeyboardInterrupt"):
+            kernel.finish(cell, timeout=5)
+        assert two.locked_by is not None
+        way.open()
+        assert two.wait_until(lambda: two.locked_by is None and two.count == 2, 10)

@@ -19,7 +19,7 @@ from sharedwidgets_server.testing import LiveServer
 from support.faults import Faults
 from support.peers import Peer, add
 from support.rest import ask, room_url
-from support.scripts import eventually, seq
+from support.scripts import Script, eventually, seq
 from support.servers import limits, peers
 
 # Beyond a silence of this the quick server takes a connection for dead.
@@ -427,3 +427,37 @@ async def test_a_member_that_reconnects_does_not_flicker(live: LiveServer, room:
         assert not [message for message in witness.all(Members) if message.gone]
         verdict = await again.write(room, add())
         assert isinstance(verdict, Entries)
+
+
+RESTARTED = """
+import os
+import traitlets as t
+from sharedwidgets import SharedState
+
+class Counter(SharedState, delivery="thread"):
+    count = t.Int(0)
+
+# Found by the file it left, as those do that outlive a server.
+for name in ("SHAREDWIDGETS_URL", "SHAREDWIDGETS_CREDENTIAL"):
+    del os.environ[name]
+c = Counter().link_to({token!r})
+c.count = 7
+c.flush()
+"""
+
+
+def test_h19_a_server_that_starts_while_the_old_one_closes(tmp_path: Path, room: str) -> None:
+    """Two on the same folders: the old one stays the authority; the new one makes no empty room, and gets it from its members."""
+    old, new = LiveServer(tmp_path), LiveServer(tmp_path)
+    new.token = old.token
+    with old, Script(old, RESTARTED.format(token=room)) as script, new:
+        assert ask(room_url(new, "rooms", room), headers=new.headers).status == 404
+        script.run("c.count += 1; c.flush()")
+        assert (seq(old, room), ask(room_url(new, "rooms", room), headers=new.headers).status) == (3, 404)
+        old.stop()
+        script.run("c.count += 1; c.flush(20)")
+        held = ask(room_url(new, "rooms", room), headers=new.headers)
+        assert held.body["states"]["Counter"]["values"] == {"count": 9}
+        assert script.value("c.count") == 9
+        # From one of the two it is a reconnect like any other: the same member.
+        assert len(held.body["members"]) == 1

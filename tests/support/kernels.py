@@ -49,7 +49,8 @@ class Kernel:
 
     def start(self, code: str) -> str:
         """Begin a cell and do not wait; its message id."""
-        return str(self.client.execute(code))
+        # Whatever becomes of it, the cells behind it are run.
+        return str(self.client.execute(code, stop_on_error=False))
 
     def run_cell(self, cell: str, code: str) -> None:
         """Run a cell to its end under an id of its own, as JupyterLab does."""
