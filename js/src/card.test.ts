@@ -368,6 +368,13 @@ describe("a lock", () => {
     const release = shown.server.lock("r", "S", MARKUP);
     await shown.server.settle();
     expect([hidden(), shown.text(".sw-lock")]).toEqual([false, `Locked by ${MARKUP}`]);
+    tell(shown, [person("a", { kind: "kernel", name: MARKUP }), person("0123456789", { name: "" })]);
+    const lock = { kind: "state", name: "S" } as const;
+    shown.host.socket.deliver({ type: "waiting", room: "r", lock, waiters: ["a", "0123456789", "nobody"] });
+    expect(shown.text(".sw-lock")).toBe(`Locked by ${MARKUP}; waiting: kernel ${MARKUP}, page 01234567`);
+    expect(shown.el.querySelector("img")).toBeNull();
+    shown.host.socket.deliver({ type: "waiting", room: "r", lock, waiters: [] });
+    expect(shown.text(".sw-lock")).toBe(`Locked by ${MARKUP}`);
     shown.model.set("n", 9);
     expect(shown.text(".sw-trouble")).toContain(TROUBLES.locked?.next);
     release();

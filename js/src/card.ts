@@ -4,7 +4,7 @@
 
 import type { LinkState } from "./connection";
 import type { LinkedModel } from "./model";
-import type { Member, Problem } from "./protocol";
+import type { LockImage, Member, Problem } from "./protocol";
 import { isDict, isList, type Value } from "./values";
 
 /** What a person reads for each thing that can be wrong, and what to do next. The server's own sentence goes between. */
@@ -106,9 +106,9 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
     card.setAttribute("aria-label", facts.room === "" ? `${facts.state}, private` : `${facts.state} in room ${facts.room}`);
     card.dataset.link = linkKind(state, facts.offline);
     setText(link, linkText(state, facts.offline, room?.here === true));
-    const { holder } = linked;
+    const { holder, waiters } = linked;
     lock.hidden = holder === null;
-    setText(lock, holder === null ? "" : `Locked by ${holder.label === "" ? holder.member.slice(0, 8) : holder.label}`);
+    setText(lock, holder === null ? "" : lockText(holder, waiters));
     drawTrouble(trouble, linked.trouble ?? room?.trouble ?? problemOfLink(state), facts.offline);
     drawValues(list, cells, linked.values());
     const present = [...(room?.replica.members.values() ?? [])].sort((left, right) => left.since - right.since);
@@ -181,13 +181,22 @@ function drawValues(
 function drawMembers(list: HTMLElement, members: readonly Member[]): void {
   while (list.childElementCount > members.length) list.lastElementChild?.remove();
   members.forEach((member, index) => {
-    const who = member.name === "" ? member.id.slice(0, 8) : member.name;
-    const line = `${WORDS[member.kind]} ${who}, ${member.user}${member.state === "live" ? "" : ` (${member.state})`}`;
+    const line = `${called(member)}, ${member.user}${member.state === "live" ? "" : ` (${member.state})`}`;
     setText(list.children[index] ?? child(list, "li"), line);
   });
 }
 
 const WORDS = { kernel: "kernel", frontend: "page", script: "script" } as const;
+
+function lockText(holder: LockImage, waiters: readonly Member[]): string {
+  const held = `Locked by ${holder.label === "" ? holder.member.slice(0, 8) : holder.label}`;
+  return waiters.length === 0 ? held : `${held}; waiting: ${waiters.map(called).join(", ")}`;
+}
+
+/** What a person would call a member. */
+function called(member: Member): string {
+  return `${WORDS[member.kind]} ${member.name === "" ? member.id.slice(0, 8) : member.name}`;
+}
 
 function headcount(members: readonly Member[]): string {
   const counts = (["kernel", "frontend", "script"] as const).map((kind) => {

@@ -4,7 +4,7 @@
 // shared value afterwards: two paths for one value make widgets oscillate. So a change that came by comm is put back, and the
 // kernel neither sends nor takes shared values by comm while it is linked.
 
-import type { LockImage, Problem } from "./protocol";
+import type { LockImage, Member, Problem } from "./protocol";
 import type { PageRoom, Rooms, Told } from "./rooms";
 import { explain } from "./rooms";
 import { isDict, isList, normalise, same, type Value } from "./values";
@@ -71,6 +71,13 @@ export class LinkedModel {
   /** Who holds the lock of this state; null when nobody does. */
   get holder(): LockImage | null {
     return this.room?.replica.holder(this.facts.state) ?? null;
+  }
+
+  /** Who waits for it, in order of coming. */
+  get waiters(): readonly Member[] {
+    const { room, facts } = this;
+    const waiters = room?.replica.waiters(facts.state) ?? [];
+    return waiters.flatMap((id) => room?.replica.members.get(id) ?? []);
   }
 
   /** The traits the room has of this state now; before the first snapshot those the kernel painted. */

@@ -7,14 +7,14 @@ import { type Dict, emptyDict, isDict, isList, pack, unpack, type Value } from "
 import { cases, codeOf } from "./vectors";
 
 /** What a step may tell; what it leaves out is as in `kept`, or empty. */
-const kept = ["view", "undecided", "unsent", "seq", "members"] as const;
+const kept = ["view", "undecided", "unsent", "seq", "members", "lock"] as const;
 const fresh = ["changes", "refused", "joined", "gone", "send", "pushes", "ops", "position", "error"] as const;
 
 describe("replica", () => {
   test.each(cases("replica", "scripts"))("$name", (given) => {
     const replica = new Replica("r");
     const buffers = given.buffers();
-    let expected: Dict = { view: {}, undecided: 0, unsent: 0, seq: 0, members: [] };
+    let expected: Dict = { view: {}, undecided: 0, unsent: 0, seq: 0, members: [], lock: [null] };
     for (const raw of given.list("steps")) {
       const step = unpack(raw, buffers);
       if (!isDict(step)) throw new Error("a step is a dict");
@@ -103,6 +103,7 @@ function forRoom(json: Value) {
     case "nack":
     case "resend":
     case "members":
+    case "waiting":
       return message;
     default:
       throw new Error(`${message.type} is not for a replica`);
@@ -182,7 +183,8 @@ function viewOf(replica: Replica): Value {
 
 function standing(replica: Replica): Record<string, Value> {
   const { undecided, unsent, seq } = replica;
-  return { undecided, unsent, seq, members: [...replica.members.keys()] };
+  const lock = [replica.holder("S")?.member ?? null, ...replica.waiters("S")];
+  return { undecided, unsent, seq, members: [...replica.members.keys()], lock };
 }
 
 function sorted(changes: readonly (readonly Value[])[]): Value[] {

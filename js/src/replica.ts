@@ -26,6 +26,7 @@ import type {
   Set as SetOp,
   Snapshot,
   Table,
+  Waiting,
 } from "./protocol";
 import * as schemas from "./schema";
 import { type Dict, emptyDict, getKey, isDict, isIllFormed, MAX_DEPTH, normalise, same, type Value } from "./values";
@@ -90,6 +91,8 @@ export class Replica {
   version = 0;
   readonly members = new Map<string, Member>();
   private readonly locks = new Map<string, LockImage>();
+  // Member ids, in order of coming; presence, and forgotten where a lock is granted or a snapshot comes.
+  private readonly waiting = new Map<string, readonly string[]>();
   private states: States = new Map();
   // Numbered pushes come first, and of those the sent ones: the list is in the order of making.
   private pending: Pending[] = [];
@@ -147,6 +150,11 @@ export class Replica {
   /** Who holds the lock of a state; null when nobody does. */
   holder(state: string): LockImage | null {
     return this.locks.get(lockKey({ kind: "state", name: state })) ?? null;
+  }
+
+  /** The ids of the members that wait for the lock of a state, in order of coming. */
+  waiters(state: string): readonly string[] {
+    return this.waiting.get(lockKey({ kind: "state", name: state })) ?? [];
   }
 
   /** All traits of a state as this boot sees them; empty while the state does not exist. */
@@ -229,7 +237,7 @@ export class Replica {
   }
 
   /** Take in what the server said of this room. */
-  receive(message: Snapshot | Entries | Nack | Resend | Members): News {
+  receive(message: Snapshot | Entries | Nack | Resend | Members | Waiting): News {
     switch (message.type) {
       case "snapshot":
         return this.snapshot(message);
@@ -249,6 +257,10 @@ export class Replica {
           }
         }
         return NOTHING;
+      case "waiting":
+        this.waiting.set(lockKey(message.lock), message.waiters);
+        this.version += 1;
+        return { ...NOTHING, locked: true };
       case "members":
         return this.membership(message.present, message.complete ? this.unnamed(message.present) : message.gone);
     }
@@ -268,6 +280,7 @@ export class Replica {
     this.seq = snapshot.seq;
     this.catchingUp = false;
     this.locks.clear();
+    this.waiting.clear();
     for (const image of snapshot.locks) this.locks.set(lockKey(image.lock), image);
     this.shown.clear();
     this.book(snapshot.decided);
@@ -309,6 +322,12 @@ export class Replica {
     if (op.op === "granted") {
       const { lock, member, owner, label, lease } = op;
       this.locks.set(lockKey(lock), { lock, member, owner, label, lease, fence: seq });
+      const waiting = this.waiting.get(lockKey(lock)) ?? [];
+      const place = waiting.indexOf(member);
+      this.waiting.set(
+        lockKey(lock),
+        waiting.filter((_, index) => index !== place),
+      );
     } else if (op.op === "freed") this.locks.delete(lockKey(op.lock));
     return op.op === "granted" || op.op === "freed";
   }

@@ -205,7 +205,8 @@ export class Rooms implements Speaker {
       case "entries":
       case "nack":
       case "resend":
-      case "members": {
+      case "members":
+      case "waiting": {
         const room = this.open.get(message.room);
         if (room === undefined) return;
         if (message.type === "snapshot" || message.type === "entries") {

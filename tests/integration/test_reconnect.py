@@ -447,7 +447,7 @@ c.flush()
 
 
 def test_h19_a_server_that_starts_while_the_old_one_closes(tmp_path: Path, room: str) -> None:
-    """Two on the same folders: the old one stays the authority; the new one makes no empty room, and gets it from its members."""
+    """Two on the same folders: the old one is the authority; the new one makes no empty room, and gets it from its members."""
     old, new = LiveServer(tmp_path), LiveServer(tmp_path)
     new.token = old.token
     with old, Script(old, RESTARTED.format(token=room)) as script, new:

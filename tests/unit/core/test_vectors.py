@@ -15,7 +15,7 @@ import pytest
 
 from sharedwidgets.core import codec, delta, values
 from sharedwidgets.core.delta import State, States
-from sharedwidgets.core.protocol import Entry, Op, Problem, Set, StateImage
+from sharedwidgets.core.protocol import Entry, LockName, Op, Problem, Set, StateImage
 from sharedwidgets.core.replica import Change, News, Replica
 from sharedwidgets.core.values import Value
 from sharedwidgets.errors import InvalidToken, Malformed, SharedWidgetsError
@@ -233,7 +233,7 @@ def test_replica(case: Case) -> None:
     replica = Replica("r")
     buffers = buffers_of(case)
     # What a step does not say again stays as it was.
-    expected: Case = {"view": {}, "undecided": 0, "unsent": 0, "seq": 0, "members": []}
+    expected: Case = {"view": {}, "undecided": 0, "unsent": 0, "seq": 0, "members": [], "lock": [None]}
     for step in case["steps"]:
         outcome = perform(replica, step, buffers)
         expected |= {key: step[key] for key in expected if key in step}
@@ -289,6 +289,8 @@ def push_of(push: Case) -> list[Value]:
 
 
 def told_of(replica: Replica, outcome: Case) -> Case:
+    lock = LockName(kind="state", name="S")
+    holder = replica.locks.get(lock)
     news: News = outcome.get("news", News())
     return {
         "view": {state: replica.view(state) for state in replica.states},
@@ -296,6 +298,7 @@ def told_of(replica: Replica, outcome: Case) -> Case:
         "unsent": replica.unsent,
         "seq": replica.seq,
         "members": list(replica.members),
+        "lock": [holder.member if holder else None, *replica.waiting.get(lock, ())],
         "changes": sorted((change_of(change) for change in news.changes), key=place),
         "refused": [[item.n, item.problem.code, plain_values(item.values)] for item in news.refused],
         "joined": [member.id for member in news.joined],
