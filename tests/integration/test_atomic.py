@@ -697,8 +697,15 @@ def test_h12_what_cannot_be_added_up_waits_for_room_and_keeps_its_order(tight: L
                 one.increment("stock")
                 one.orders = [number]
 
+        # The thread that moves the bytes is late: everything waits here first, and the writer with it.
+        late = threading.Event()
+        assert one._bridge is not None
+        one._bridge.connection.later(lambda: late.wait(10))
         writing = pool.submit(write)
         eventually(lambda: replica_of(one).unsent == 20)
+        late.set()
+        # Some leave, and no answer comes: the writer goes on, as there is room.
+        eventually(lambda: replica_of(one).undecided == 24)
         assert not writing.done()
         # Whoever waits holds nothing: others of the process read, and look.
         assert one.pull().stock == one.stock
