@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sharedwidgets.binding import bind as bind
+    from sharedwidgets.computing import computed as computed
     from sharedwidgets.core.protocol import Member as Member
     from sharedwidgets.locks import Lock as Lock
     from sharedwidgets.locks import lock as lock
@@ -23,11 +24,12 @@ _HOME = {
     "Room": "sharedwidgets.room",
     "SharedState": "sharedwidgets.state",
     "bind": "sharedwidgets.binding",
+    "computed": "sharedwidgets.computing",
     "connect": "sharedwidgets.room",
     "lock": "sharedwidgets.locks",
 }
 
-__all__ = ["Lock", "Member", "Room", "SharedState", "bind", "connect", "errors", "lock"]
+__all__ = ["Lock", "Member", "Room", "SharedState", "bind", "computed", "connect", "errors", "lock"]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@
     ├── LinkTimeout (TimeoutError)         timeout              no answer in the time given
     ├── ServerNotFound (ConnectionError)   server-not-found     no server to talk to
     │   └── ServerRefused                                       there is one, and it does not take this client
+    ├── ComputedCycle (RuntimeError)       computed-cycle       a computed trait that is made of itself
     ├── WrongThread (RuntimeError)         wrong-thread         a blocking call where it would wait for itself
     ├── Forked (RuntimeError)              forked               used in a forked child
     └── Closed (RuntimeError)              closed               used after close()
@@ -285,6 +286,12 @@ class ServerNotFound(SharedWidgetsError, ConnectionError):
 
 class ServerRefused(ServerNotFound):
     """There is a server, and it does not take this client: wrong credential, or no extension."""
+
+
+class ComputedCycle(SharedWidgetsError, RuntimeError):
+    """A computed trait is made of itself, by way of others or not."""
+
+    code = "computed-cycle"
 
 
 class WrongThread(SharedWidgetsError, RuntimeError):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from traitlets.utils.bunch import Bunch
 
-from sharedwidgets import host
+from sharedwidgets import computing, host
 from sharedwidgets.bridge import Bridge, Level
 from sharedwidgets.core.protocol import Op
 
@@ -51,6 +51,7 @@ class StatePart:
         # A hold around the transaction keeps its own way of notifying, and validates at its own end.
         self._holder: Callable[[Bunch], None] | None = None
         self._validated_later = False
+        self._undone = False
 
     @property
     def waits(self) -> str:
@@ -94,6 +95,7 @@ class StatePart:
 
     def undo(self) -> None:
         """Put back what was there before; what other threads assigned meanwhile stays."""
+        self._undone = True
         values = self._owner._trait_values
         for name in self._held:
             if name in self._before:
@@ -114,11 +116,17 @@ class StatePart:
         else:
             owner.notify_change = self._holder  # type: ignore[assignment, method-assign]
         self._still.close()
+        if self._undone:
+            # Computed traits may have been evaluated meanwhile, of values that are undone.
+            computing.settle(owner)
 
     def tell(self) -> None:
         """Observers hear of final values only."""
-        for change in self._held.values():
-            self._owner.notify_change(change)
+        try:
+            for change in self._held.values():
+                self._owner.notify_change(change)
+        finally:
+            computing.settle(self._owner)
 
     def _hold(self, change: Bunch) -> None:
         if host.owner() != self._me:

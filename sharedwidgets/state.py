@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -19,7 +19,7 @@ import traitlets as t
 from anywidget import AnyWidget
 from traitlets.utils.bunch import Bunch
 
-from sharedwidgets import bundle, cells, discovery, host
+from sharedwidgets import bundle, cells, computing, discovery, host
 from sharedwidgets.atomic import AtomicOps
 from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, Written, shared
@@ -74,22 +74,35 @@ class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
         # anywidget makes a class per object to add its own traits: nothing in it is the user's.
         if base is not None and "_anywidget_id" not in namespace:
             for place, mixin in enumerate(bases):
-                if isinstance(mixin, SharedStateMeta) or not issubclass(mixin, t.HasTraits):
+                if isinstance(mixin, SharedStateMeta):
                     continue
                 own_of_widgets = AnyWidget.class_trait_names() if issubclass(mixin, AnyWidget) else ()
-                for trait_name, trait in mixin.class_traits().items():
+                for trait_name, trait in _traits_of(mixin).items():
                     if trait_name in own_of_widgets:
                         continue
                     if place < bases.index(base) or not hasattr(base, trait_name):
                         namespace.setdefault(trait_name, copied(trait))
             own = {key: item for key, item in namespace.items() if isinstance(item, t.TraitType)}
             prepared(name, {key: own[key] for key in own.keys() - ANYWIDGET_TRAITS}, RESERVED | set(dir(SharedState)))
+            for trait in own.values():
+                computing.track(trait)
             _keep_page_link(bases, namespace)
             namespace["_options"] = {**getattr(base, "_options", {}), "state_name": name, **options}
         return super().__new__(mcs, name, bases, namespace)
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> None:
         super().__init__(name, bases, namespace)
+        if "_anywidget_id" not in namespace and any(isinstance(base, SharedStateMeta) for base in bases):
+            traits = cls.class_traits()
+            cls._computed_traits = {key: trait for key, trait in traits.items() if isinstance(trait, computing.Computed)}
+            computing.check(name, traits, traits.keys() - set(SharedState.class_trait_names()))
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        """Make an object; its computed traits are told from the end of its construction on."""
+        with computing.apart() if computing.frames else nullcontext():
+            made = super().__call__(*args, **options)
+            computing.begin(made, anew=_has_own_init(cls))
+        return made
 
 
 class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
@@ -97,7 +110,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
     A public trait is shared with every kernel, page and script of the room, **and goes to everyone's browser**. A name with a
     leading underscore, or ``.tag(sync=False)``, is shared between kernels only. ``.tag(shared=False)`` keeps a trait in this
-    kernel and its own views.
+    kernel and its own views. A method under ``@computed`` is a trait that each kernel makes of the others.
 
     Parameters
     ----------
@@ -120,6 +133,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     """
 
     _options: ClassVar[dict[str, Any]] = {}
+    _computed_traits: ClassVar[Mapping[str, computing.Computed[Any]]] = {}
     _cross_validation_lock: bool
     _esm = bundle.stub()
     # The source of a view of the class's own, where it has one: the page module keeps the link and then lets it draw.
@@ -135,6 +149,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         if unknown:
             there = ", ".join(sorted(set(self.trait_names()) - set(SharedState.class_trait_names())))
             raise TypeError(f"{self._class_name()} has no trait {unknown[0]!r}; it has {there}")
+        for name in traits.keys() & self._computed_traits.keys():
+            raise TypeError(f"{self._class_name()}.{name} is computed and takes no first value; give the traits it is made of")
         if room is not None:
             check_token(room)
         self._bridge: Bridge | None = None
@@ -411,6 +427,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     # --- what traitlets and ipywidgets call
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if computing.frames:
+            computing.check_assignment(self, name)
         bridge = self.__dict__.get("_bridge")
         if bridge is None or name not in bridge.traits:
             super().__setattr__(name, value)
@@ -435,6 +453,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             # Unless another thread has put something newer in meanwhile.
             if self._trait_values.get(name) is new_value:
                 self._trait_values[name] = old_value
+                computing.changed(self, name, "rollback", None)
             raise
         try:
             # Unless something newer was shown and told already, on another thread: the last event must be of the last value.
@@ -452,17 +471,44 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             sending.close()
         change.setdefault("origin", "local")
         change.setdefault("actor", None)
-        super().notify_change(change)
+        if "_computed_dependents" in self.__dict__:
+            self._told(change)
+        else:
+            super().notify_change(change)
+
+    def _told(self, change: Bunch) -> None:
+        """Tell a change, also during a hold, and then what is computed of the trait."""
+        try:
+            super().notify_change(change)
+        finally:
+            computing.changed(self, change.name, change.origin, change.actor)
+
+    def observe(self, handler: Callable[[Bunch], Any], names: Any = t.All, type: Any = "change") -> None:
+        """traitlets' observe; computed traits are told of what differs from now on."""
+        computing.attend(self, names)
+        super().observe(handler, names, type)
+
+    def set_trait(self, name: str, value: Any) -> None:
+        """traitlets' way to set a trait by its name, read-only ones too."""
+        if computing.frames:
+            computing.check_assignment(self, name)
+        super().set_trait(name, value)
 
     @contextmanager
     def hold_trait_notifications(self) -> Iterator[None]:
         """traitlets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
-        bridge = self.__dict__.get("_bridge")
-        if bridge is None or self._cross_validation_lock:
+        if self._cross_validation_lock:
             with super().hold_trait_notifications():
                 yield
             return
-        with ExitStack() as sending:
+        bridge = self.__dict__.get("_bridge")
+        with ExitStack() as last, ExitStack() as sending:
+            # Computed traits were not told meanwhile, or of values that are undone.
+            last.callback(computing.settle, self)
+            if bridge is None:
+                with super().hold_trait_notifications():
+                    yield
+                return
             sending.enter_context(bridge.holding())
             sending.enter_context(bridge.group(undone_by=t.TraitError))
             self._sending = sending
@@ -493,13 +539,32 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         super().add_traits(**traits)
         # The class of this one object is no class of the user's: it keeps its name and options.
         type(self)._options = options
+        if any(isinstance(trait, computing.Computed) for trait in traits.values()):
+            self._say_link()
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """What a page sends by comm; shared values come by the room alone, and are dropped here."""
+        """What a page sends by comm; shared values come by the room alone, and are dropped here, as computed ones are."""
         bridge = self._bridge
-        mine = sync_data if bridge is None else {key: item for key, item in sync_data.items() if key not in bridge.traits}
+        others = {*self._computed_traits, *(() if bridge is None else bridge.traits)}
+        mine = {key: item for key, item in sync_data.items() if key not in others}
         if mine:
             super().set_state(mine)
+        if computed := sync_data.keys() & self._computed_traits.keys():
+            # The page shows what it tried to set.
+            self.send_state(computed)
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """What the own views get; a computed trait that has no value now, or none they could have, is left out."""
+        own = self._computed_traits
+        if not own or (isinstance(key, str) and key not in own):
+            return super().get_state(key, drop_defaults)  # type: ignore[no-any-return]
+        keys = self.keys if key is None else [key] if isinstance(key, str) else list(key)
+        others = [name for name in keys if name not in own]
+        state: dict[str, Any] = super().get_state(others, drop_defaults) if others else {}
+        for name in keys:
+            if name in own:
+                state.update(computing.to_send(self, name))
+        return state
 
     def _should_send_property(self, key: str, value: Any) -> bool:
         bridge = self.__dict__.get("_bridge")
@@ -515,6 +580,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             if handle is not None:
                 bridge.connection.later(handle.close)
             bridge.end_soon()
+        computing.end(self)
         super().close()
 
     # --- parts of linking
@@ -554,7 +620,14 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     def _say_link(self, offline: str = "") -> None:
         """Tell the own pages which room to join, or that there is none, and why."""
         public = sorted(name for name, trait in self._shared().items() if not trait.schema.kernel_only)
-        self._link = {"room": self.linked_to or "", "state": self._state_name(), "traits": public, "offline": offline}
+        computed = sorted(name for name, trait in self._computed_traits.items() if trait.metadata.get("sync"))
+        self._link = {
+            "room": self.linked_to or "",
+            "state": self._state_name(),
+            "traits": public,
+            "computed": computed,
+            "offline": offline,
+        }
 
     def _restore_private(self) -> None:
         """Put the values of before the link back, and tell observers and the own views."""
@@ -597,7 +670,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         assert self._bridge is not None
         replaced = self._replaced(self._bridge.session, mine)
         if replaced:
-            warnings.warn(replaced, stacklevel=3)
+            # Whoever made the object, or called this constructor from one of its own.
+            warnings.warn(replaced, stacklevel=3 if _has_own_init(type(self)) else 4)
 
     def _replaced(self, session: Session, mine: Mapping[str, Value]) -> str:
         """What to say of first values that the room's took the place of; empty when there is nothing to say."""
@@ -690,7 +764,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
     def _tell(self, event: Event) -> None:
         # Past the hold that another thread may have begun: at its end the change would be taken for one of its own (H3).
-        super().notify_change(
+        self._told(
             Bunch(
                 name=event.trait,
                 old=event.old,
@@ -712,6 +786,19 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 f"for example x.{name} = {'{**x.' + name + ', ...}' if kind == 'dict' else '[*x.' + name + ', ...]'}",
                 stacklevel=3,
             )
+
+
+def _has_own_init(kind: type) -> bool:
+    return vars(SharedState)["__init__"] is not kind.__init__  # type: ignore[misc]
+
+
+def _traits_of(mixin: type) -> dict[str, t.TraitType[Any, Any]]:
+    """The traits of a class that is mixed in; of one that has none for traitlets, those that are computed."""
+    if issubclass(mixin, t.HasTraits):
+        found: dict[str, t.TraitType[Any, Any]] = mixin.class_traits()
+        return found
+    inherited = {name: item for kind in reversed(mixin.__mro__) for name, item in vars(kind).items()}
+    return {name: item for name, item in inherited.items() if isinstance(item, computing.Computed)}
 
 
 def _keep_page_link(bases: tuple[type, ...], namespace: dict[str, Any]) -> None:

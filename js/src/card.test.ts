@@ -222,6 +222,52 @@ describe("values", () => {
   });
 });
 
+describe("computed traits", () => {
+  const link = (computed: unknown, traits = ["n"]) => ({ _link: { room: "r", state: "S", traits, computed, offline: "" } });
+  const hidden = ({ el }: Card) => el.querySelector<HTMLElement>(".sw-computed")?.hidden;
+
+  test("stand below the shared ones and follow their kernel's comm", async () => {
+    const shown = await card();
+    expect(hidden(shown)).toBe(true);
+    shown.model.set_state({ ...link(["double", "late"]), double: 2 });
+    await shown.server.settle();
+    expect([hidden(shown), lines(shown)]).toEqual([false, ["n 1", "double 2", "late –"]]);
+    const cell = shown.el.querySelector(".sw-computed dd");
+    shown.model.set_state({ double: 4 });
+    shown.model.set_state({ late: null });
+    expect(lines(shown)).toEqual(["n 1", "double 4", "late null"]);
+    expect(shown.el.querySelector(".sw-computed dd")).toBe(cell);
+    shown.model.set_state(link([]));
+    await shown.server.settle();
+    expect([hidden(shown), lines(shown)]).toEqual([true, ["n 1"]]);
+  });
+
+  test("also while the state is not linked, and never to the room", async () => {
+    const shown = await card({ room: "" });
+    shown.model.set_state({ _link: { room: "", state: "S", traits: ["n"], computed: ["double"], offline: "" } });
+    shown.model.set_state({ double: 6 });
+    expect(lines(shown)).toEqual(["n 1", "double 6"]);
+    expect(shown.model.saved).toEqual([]);
+  });
+
+  test("are of this kernel, whatever the room has under their name", async () => {
+    const shown = await card();
+    shown.server.define("r", "S", { double: trait() }, { double: "the room's" });
+    shown.model.set_state({ ...link(["double"]), double: 2 });
+    await shown.server.settle();
+    expect(lines(shown)).toEqual(["n 1", `double "the room's"`, "double 2"]);
+  });
+
+  test("are text, names and values alike", async () => {
+    const shown = await card();
+    shown.model.set_state({ ...link([MARKUP, 3, null]), [MARKUP]: { [MARKUP]: MARKUP } });
+    await shown.server.settle();
+    expect(shown.text(".sw-computed dt")).toBe(MARKUP);
+    expect(shown.text(".sw-computed dd")).toContain(MARKUP);
+    expect(shown.el.querySelector("img, script")).toBeNull();
+  });
+});
+
 describe("members", () => {
   test("how many of each kind, and who, in the order of coming", async () => {
     const shown = await card();

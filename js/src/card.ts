@@ -68,6 +68,8 @@ const STYLE = `
 .sharedwidgets-card dl {
   display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr); gap: 2px 12px; margin: 6px 0;
 }
+.sharedwidgets-card dl[hidden] { display: none; }
+.sharedwidgets-card .sw-computed dt { font-style: italic; }
 .sharedwidgets-card dt, .sharedwidgets-card dd {
   float: none; width: auto; min-width: 0; margin: 0; padding: 0; overflow-wrap: anywhere; text-align: left;
 }
@@ -93,10 +95,14 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
   const trouble = child(card, "p", "sw-trouble");
   trouble.setAttribute("role", "alert");
   const list = child(card, "dl", "sw-values");
+  const computed = child(card, "dl", "sw-computed");
+  computed.title = "Computed by the kernel of this view";
   const details = child(card, "details", "sw-members");
   const summary = child(details, "summary");
   const members = child(details, "ul");
-  const cells = new Map<string, { term: HTMLElement; cell: HTMLElement }>();
+  const cells: Cells = new Map();
+  // Apart from the room's: it may have a trait of the same name, of another class.
+  const computedCells: Cells = new Map();
 
   const draw = (): void => {
     const { facts, room } = linked;
@@ -111,6 +117,9 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
     setText(lock, holder === null ? "" : lockText(holder, waiters));
     drawTrouble(trouble, linked.trouble ?? room?.trouble ?? problemOfLink(state), facts.offline);
     drawValues(list, cells, linked.values());
+    const made = linked.computed();
+    computed.hidden = made.length === 0;
+    drawValues(computed, computedCells, made);
     const present = [...(room?.replica.members.values() ?? [])].sort((left, right) => left.since - right.since);
     details.hidden = room === null;
     setText(summary, headcount(present));
@@ -152,11 +161,9 @@ function drawTrouble(box: HTMLElement, problem: Problem | null, offline: string)
   setText(box, `${what} ${known.next}`);
 }
 
-function drawValues(
-  list: HTMLElement,
-  cells: Map<string, { term: HTMLElement; cell: HTMLElement }>,
-  values: readonly [string, Value][],
-): void {
+type Cells = Map<string, { term: HTMLElement; cell: HTMLElement }>;
+
+function drawValues(list: HTMLElement, cells: Cells, values: readonly [string, Value | undefined][]): void {
   const names = new Set(values.map(([trait]) => trait));
   for (const [trait, { term, cell }] of cells) {
     if (names.has(trait)) continue;
@@ -174,7 +181,7 @@ function drawValues(
       pair = { term, cell };
       cells.set(trait, pair);
     }
-    setText(pair.cell, show(value));
+    setText(pair.cell, value === undefined ? "–" : show(value));
   }
 }
 

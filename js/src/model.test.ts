@@ -382,7 +382,7 @@ describe("linking", () => {
       const { rooms } = page();
       const model = new FakeModel({ _link: facts });
       const linked = new LinkedModel(model, rooms);
-      expect(linked.facts).toEqual({ room: "", state: "", traits: [], offline: "" });
+      expect(linked.facts).toEqual({ room: "", state: "", traits: [], computed: [], offline: "" });
       expect(linked.room).toBeNull();
     },
   );

@@ -25,6 +25,8 @@ export interface LinkFacts {
   readonly room: string;
   readonly state: string;
   readonly traits: readonly string[];
+  /** Of this kernel alone: they come by its comm, and the room knows nothing of them. */
+  readonly computed: readonly string[];
   readonly offline: string;
 }
 
@@ -88,8 +90,17 @@ export class LinkedModel {
     return facts.traits.map((trait) => [trait, painted(this.model.get(trait))]);
   }
 
+  /** The computed traits of the model's own kernel; undefined while it has sent no value. */
+  computed(): [string, Value | undefined][] {
+    return this.facts.computed.map((name) => {
+      const raw = this.model.get(name);
+      return [name, raw === undefined ? undefined : painted(raw)];
+    });
+  }
+
   private link(): void {
-    const { room: token, state, traits } = this.facts;
+    const { room: token, state, traits, computed } = this.facts;
+    for (const name of computed) this.listen(`change:${name}`, () => this.notify());
     if (token !== "") {
       try {
         const { room, leave } = this.rooms.enter(token, state, (told) => this.hear(told));
@@ -251,8 +262,12 @@ export function painted(raw: unknown): Value {
 function factsOf(model: Model): LinkFacts {
   const link = model.get("_link");
   const facts = (typeof link === "object" && link !== null ? link : {}) as { [key: string]: unknown };
-  const traits = Array.isArray(facts.traits) ? facts.traits.filter((name): name is string => typeof name === "string") : [];
-  return { room: text(facts.room), state: text(facts.state), traits, offline: text(facts.offline) };
+  const [traits, computed] = [names(facts.traits), names(facts.computed)];
+  return { room: text(facts.room), state: text(facts.state), traits, computed, offline: text(facts.offline) };
+}
+
+function names(value: unknown): string[] {
+  return Array.isArray(value) ? value.filter((name): name is string => typeof name === "string") : [];
 }
 
 function text(value: unknown): string {

@@ -229,8 +229,10 @@ def test_every_trouble_says_what_to_do_where_there_is_little_room(browser: Brows
                 const message = "an_unbroken_word_of_the_server_".repeat(4);
                 const problem = { code, message, state: "S", path: [], expected: null };
                 card.renderCard({
-                    facts: { room: "r", state: code, traits: [], offline: "" }, room: null, holder: null, trouble: problem,
-                    values: () => [["speed", 20]], watch: () => () => {},
+                    facts: { room: "r", state: code, traits: [], computed: [], offline: "" },
+                    room: null, holder: null, trouble: problem,
+                    values: () => [["speed", 20]], computed: () => [["double", 40], ["late", undefined]],
+                    watch: () => () => {},
                 }, document.querySelector("main"));
             }
         }"""

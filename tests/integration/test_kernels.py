@@ -513,6 +513,58 @@ def test_a_late_comm_update_of_a_page_makes_no_write(kernel: Kernel, server: Liv
     assert (seq(server, token), heard.changes) == (1, [])
 
 
+# --- computed traits go to the own pages, by the comm, and nowhere else
+
+
+def test_a_page_of_the_kernel_gets_what_is_computed(kernel: Kernel, server: LiveServer, far: Counter, token: str) -> None:
+    kernel.run(f"""
+from sharedwidgets import computed
+
+class Computing(Counter, state_name="Counter"):
+    @computed
+    def double(self):
+        return 2 * self.count
+
+    @computed
+    async def later(self):
+        threads.append(threading.current_thread().name)
+        count = self.count
+        await asyncio.sleep(0)
+        return [count, self.other]
+
+    @computed
+    def frame(self):
+        return {{1, 2, self.count}}
+
+threads = []
+linked({token!r}).close()
+c = Computing().link_to({token!r})
+""")
+    comm, first = kernel.value("c.comm.comm_id"), seq(server, token)
+    messages: list[dict[str, Any]] = []
+
+    def page(data: dict[str, Any]) -> None:
+        kernel.client.shell_channel.send(kernel.client.session.msg("comm_msg", {"comm_id": comm, "data": data}))
+
+    def got(name: str) -> list[Any]:
+        return [state[name] for state in updates(messages) if name in state]
+
+    with kernel.listening(messages.append):
+        # A listener is there before the kernel knows of it.
+        eventually(lambda: kernel.run("c.send_state('draft')") == "" and got("draft"))
+        write(far, count=4, other=7)
+        eventually(lambda: got("double") == [8] and got("later")[-1:] == [[4, 7]])
+        page({"method": "update", "state": {"double": 99, "draft": "by page"}, "buffer_paths": []})
+        eventually(lambda: kernel.value("c.draft") == "by page")
+        eventually(lambda: got("double") == [8, 8])  # which puts the page right
+        page({"method": "request_state"})
+        eventually(lambda: got("double") == [8, 8, 8])
+    assert kernel.value("[c.double, sorted(c.frame), c._link['computed']]") == [8, [1, 2, 4], ["double", "frame", "later"]]
+    assert got("frame") == []
+    assert kernel.value("sorted(set(threads))") == ["MainThread"]
+    assert seq(server, token) == first + 1
+
+
 # --- a busy cell is told
 
 

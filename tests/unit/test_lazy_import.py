@@ -61,7 +61,7 @@ except sharedwidgets.errors.ServerNotFound as error:
     assert told(code) == "[] False"
 
 
-@pytest.mark.parametrize("name", ["SharedState", "Room", "Member", "bind", "connect"])
+@pytest.mark.parametrize("name", ["SharedState", "Room", "Member", "bind", "computed", "connect"])
 def test_each_public_name_is_there(name: str) -> None:
     assert told(f"import sharedwidgets; print(sharedwidgets.{name}.__name__, {name!r} in dir(sharedwidgets))") == f"{name} True"
 

@@ -56,7 +56,7 @@ def test_it_is_private_and_says_so() -> None:
         None,
         None,
     )
-    assert state._link == {"room": "", "state": "Counter", "traits": ["count", "other", "tags"], "offline": ""}
+    assert state._link == {"room": "", "state": "Counter", "traits": ["count", "other", "tags"], "computed": [], "offline": ""}
 
 
 def test_changes_carry_origin_and_actor() -> None:
