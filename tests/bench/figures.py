@@ -14,14 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import traitlets as t
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from sharedwidgets import SharedState, computed
 from sharedwidgets.core import codec
 from sharedwidgets.core.protocol import Entries, Hello, Inc, Join, Joined, Limits, Member, Push, Set, TraitSchema
 from sharedwidgets.core.room import Author, Now, Record, Room
@@ -161,6 +164,50 @@ def server_cpu_per_delivery(server: LiveServer, members: int, changes: int) -> d
     return {"microseconds_per_delivery": 1e6 * used / (members * changes), "members": members, "changes": changes}
 
 
+class Observed(SharedState):
+    """Derives a value in an observer, as one does without `computed`."""
+
+    count = t.Int(0)
+    double = t.Int(0).tag(shared=False)
+
+    @t.observe("count")
+    def _derive(self, change: Any) -> None:
+        self.double = 2 * self.count
+
+
+class Derived(SharedState):
+    """Derives it as a computed trait."""
+
+    count = t.Int(0)
+
+    @computed
+    def double(self) -> int:
+        """Twice as many."""
+        return 2 * self.count
+
+
+def computed_traits(rounds: int) -> dict[str, float]:
+    """One change of an input, told to an observer of what is made of it; a plain observer beside it, interleaved."""
+    states = {"observer": Observed(), "computed": Derived()}
+    heard: Counter[str] = Counter()
+    times: dict[str, list[float]] = {name: [] for name in states}
+    for name, state in states.items():
+        state.observe(lambda change, name=name: heard.update([name]), "double")  # type: ignore[misc]
+    for start in range(1, 1 + 11 * rounds, rounds):
+        for name, state in states.items():
+            began = time.perf_counter()
+            for number in range(start, start + rounds):
+                state.count = number  # type: ignore[attr-defined]
+            times[name].append((time.perf_counter() - began) / rounds)
+    micros = {name: 1e6 * statistics.median(taken) for name, taken in times.items()}
+    return {
+        "observer_us": micros["observer"],
+        "computed_us": micros["computed"],
+        "ratio": micros["computed"] / micros["observer"],
+        "missed": abs(heard["observer"] - 11 * rounds) + abs(heard["computed"] - 11 * rounds),
+    }
+
+
 def import_time(runs: int) -> dict[str, float]:
     """What the library's import costs over that of ipywidgets and anywidget, interleaved; medians of whole processes."""
     base = "import ipywidgets, anywidget"
@@ -234,6 +281,7 @@ def main() -> None:
             "kernel to kernel": lambda: kernel_to_kernel(server, options.changes),
             "bytes of one increment": bytes_of_one_increment,
             "server CPU": lambda: server_cpu_per_delivery(server, options.members, 500),
+            "computed": lambda: computed_traits(2000),
             "import": lambda: import_time(15),
             "locks": lambda: locks(server, options.seconds),
             "increments": lambda: increments(server, min(options.seconds, 10.0)),

@@ -42,3 +42,7 @@ def test_no_sum_is_lost(server: LiveServer) -> None:
     measured = figures.increments(server, 1.0)
     assert measured["lost"] == 0
     assert measured["calls"] > 0
+
+
+def test_each_change_of_what_is_derived_is_told() -> None:
+    assert figures.computed_traits(20)["missed"] == 0
