@@ -61,24 +61,31 @@ class Kernel:
 
     def finish(self, message_id: str, timeout: float = 60.0) -> None:
         """Wait for the end of a cell that was begun."""
-        while True:
-            answer = self.client.get_shell_msg(timeout=timeout)
-            if answer["parent_header"].get("msg_id") == message_id:
-                assert answer["content"]["status"] == "ok", "\n".join(answer["content"].get("traceback", []))
-                return
+        content = self._reply(message_id, timeout)
+        assert content["status"] == "ok", "\n".join(content.get("traceback", []))
 
     def value(self, expression: str) -> Any:
         """What an expression is in the kernel; through JSON."""
-        answer = self.client.execute_interactive(
+        asked = self.client.execute(
             "import json as _json",
-            timeout=30,
-            output_hook=lambda message: None,
+            store_history=False,
+            stop_on_error=False,
             user_expressions={"value": f"__import__('json').dumps({expression})"},
         )
-        told = answer["content"]["user_expressions"]["value"]
+        # Its reply says all there is. Whether the kernel is idle again is told on another channel, where what was told while
+        # nobody had subscribed, as after a restart, or under another request, as with subshells, never comes.
+        told = self._reply(str(asked), 30.0)["user_expressions"]["value"]
+        while self.client.iopub_channel.msg_ready():
+            self.client.get_iopub_msg(timeout=0)
         assert told["status"] == "ok", told
         text: str = told["data"]["text/plain"]
         return json.loads(_unquoted(text))
+
+    def _reply(self, message_id: str, timeout: float) -> Any:
+        while True:
+            answer = self.client.get_shell_msg(timeout=timeout)
+            if answer["parent_header"].get("msg_id") == message_id:
+                return answer["content"]
 
     @contextmanager
     def listening(self, hear: Callable[[Message], None]) -> Iterator[None]:
