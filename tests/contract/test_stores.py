@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 import pytest
 
+import sharedwidgets_server.stores
 from sharedwidgets.core.protocol import Actor, Define, Entry, Set, TraitSchema
 from sharedwidgets.core.room import Mark
-from sharedwidgets_server.stores import Batch, Store, open_store
+from sharedwidgets_server.stores import STORES, Batch, Store, open_store
 from sharedwidgets_server.testing import StoreContract
 
 
@@ -37,3 +40,9 @@ class TestMemory(StoreContract):
 def test_an_unknown_store_says_what_there_is() -> None:
     with pytest.raises(ValueError, match="memory://"):
         open_store("mysql://here")
+
+
+def test_every_store_has_its_url_in_the_registry() -> None:
+    """Whose URL is not there would be left out of the tests that run over every store."""
+    modules = {module.name for module in pkgutil.iter_modules(sharedwidgets_server.stores.__path__)}
+    assert {url.partition(":")[0] for url in STORES} == modules

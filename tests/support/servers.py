@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from support.peers import Peer
 
 # One over each of these is what the hostile tests send.
@@ -22,6 +24,16 @@ TIGHT = {
 def limits(**numbers: float) -> str:
     """The command line argument that sets limits."""
     return f"--SharedWidgetsApp.limits={numbers}"
+
+
+def store(url: str, folder: Path) -> str:
+    """The command line argument that chooses a store, by its URL as the registry has it."""
+    return f"--SharedWidgetsApp.store_url={url.format(folder=folder)}"
+
+
+def scheme(url: str) -> str:
+    """What a store is called, for the name of a test."""
+    return url.partition(":")[0]
 
 
 class peers:

@@ -11,6 +11,9 @@ from sharedwidgets.core.protocol import Entry
 from sharedwidgets.core.room import Mark, RoomImage
 from sharedwidgets.errors import StoreFailed
 
+# A URL of each store there is, where `{folder}` stands for one of its own. The tests run over all of them.
+STORES = ("memory://",)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -75,7 +78,7 @@ def check_follows(held_seq: int, held_incarnation: str | None, batch: Batch, exp
 
 
 def open_store(url: str) -> Store:
-    """The store a URL names; ``memory://`` so far.
+    """The store a URL names; `STORES` has an example of each.
 
     Raises
     ------
@@ -86,4 +89,4 @@ def open_store(url: str) -> Store:
 
     if url == "memory://":
         return MemoryStore()
-    raise ValueError(f"{url!r} names no store; use 'memory://'")
+    raise ValueError(f"{url!r} names no store; use {' or '.join(map(repr, STORES))}")
