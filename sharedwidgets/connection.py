@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from sharedwidgets import discovery, host
@@ -205,6 +206,7 @@ class Connection:
         self.address = address
         self.boot = uuid.uuid4().hex
         self.pid = os.getpid()
+        host.watch_cells()
         self.lock = host.leaf_lock()
         self.changed = threading.Condition(self.lock)
         self.limits = Limits()
@@ -224,6 +226,8 @@ class Connection:
         self._member: tuple[str, str] | None = None
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
+        # Who holds a lock has changed.
+        self._granted = asyncio.Event()
         self._thread = threading.Thread(target=self._run_thread, name="sharedwidgets-io", daemon=True)
         self._thread.start()
 
@@ -837,11 +841,14 @@ class Connection:
             self._settle(session)
             session.leases.heard(session.replica, news, self._loop.time(), anew=isinstance(message, Snapshot))
             session.verdicts.heard(session.replica)
+            granted = news.locked and not session.leases.claims.idle
             more = bool(self._control) or session.replica.unsent > 0 or session.leaving or not session.leases.claims.idle
             listeners = [*session.listeners]
             self.changed.notify_all()
         if more:
             self._wake.set()
+        if granted:
+            self._granted.set()
         for listener in listeners:
             listener(news)
 
@@ -975,13 +982,22 @@ class Connection:
     async def _keep_leases(self) -> None:
         """Renew what is held, for as long as whoever holds it lives."""
         while True:
-            await asyncio.sleep(min(1.0, self.limits.lease_seconds / 10))
+            self._granted.clear()
+            with self.lock:
+                now = self._loop.time()
+                pause = min(
+                    (session.leases.next_look(now, self.limits.hold_seconds) for session in self._sessions.values()),
+                    default=inf,
+                )
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._granted.wait(), None if pause == inf else pause)
+                # How long a lock just granted lasts is counted first.
+                continue
             with self.lock:
                 for session in self._sessions.values():
                     self._control.extend(session.leases.renewals(self._loop.time(), self.limits.hold_seconds))
-                said = bool(self._control)
-            if said:
-                self._wake.set()
+            # What somebody cannot give back any more is given back in the writer's turn.
+            self._wake.set()
 
     async def _watch(self, socket: WebSocketClientConnection) -> None:
         """The server pings in silence; when even that stops, the connection is dead."""

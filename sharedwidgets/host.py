@@ -18,6 +18,9 @@ _FORK_SECONDS = 1.0
 _leaves: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
 _registering = threading.Lock()
 _held: list[threading.Lock] = []
+# The shells whose cells are watched, and the tasks that run or ran one.
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+_cell_tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
 
 def running_kernel() -> Any | None:
@@ -61,12 +64,46 @@ def after_each_cell(task: Callable[..., None]) -> bool:
     return True
 
 
+def watch_cells() -> None:
+    """From now on the tasks that run cells are known."""
+    kernel = running_kernel()
+    if kernel is None or kernel.shell in _watched:
+        return
+    _watched.add(kernel.shell)
+    kernel.shell.events.register("pre_run_cell", _note_cell)
+    if (kernel.get_parent("shell") or {}).get("header", {}).get("msg_type") == "execute_request":
+        task = _task()
+        # It runs already; what is in the hands of a task of the user's own is not the cell.
+        if task is not None and "ipykernel" in getattr(getattr(task.get_coro(), "cr_code", None), "co_filename", ""):
+            _cell_tasks.add(task)
+
+
+def _note_cell(*info: object) -> None:
+    task = _task()
+    if task is not None:
+        _cell_tasks.add(task)
+
+
+def _task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """The task that runs here; None for what runs on the thread itself.
+
+    A kernel may run each cell in a task of its own (ipykernel 7). To its user they are one thread that goes on: what one cell
+    has taken, the next one gives back.
+    """
+    task = _task()
+    return None if task is None or task in _cell_tasks else task
+
+
 def owner() -> tuple[int, int]:
     """Who runs here: a thread, or a task of its loop. Each of them has transactions of its own."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
+    task = current_task()
     return threading.get_ident(), 0 if task is None else id(task)
 
 

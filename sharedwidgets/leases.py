@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from sharedwidgets import host
@@ -30,6 +31,8 @@ log = logging.getLogger("sharedwidgets")
 Owner = tuple[int, int]
 # A lease is renewed when so much of it is gone.
 RENEW_AFTER = 1 / 3
+# How often it is looked whether the owner of a lock lives.
+LOOK_SECONDS = 1.0
 
 
 @dataclass(eq=False)
@@ -196,6 +199,12 @@ class Leases:
         self.claims.ended()
         self._moved()
 
+    def next_look(self, now: float, hold_seconds: float) -> float:
+        """Seconds until `renewals` may have something to do: when a lease is due, and once a second to look after its owner."""
+        held = [kept for kept in self._kept.values() if kept.tenure.phase == "held"]
+        due = [kept.renewed + kept.tenure.lease * RENEW_AFTER - now for kept in held if now - kept.since < hold_seconds]
+        return max(0.0, min([LOOK_SECONDS, *due])) if held else inf
+
     def renewals(self, now: float, hold_seconds: float) -> Sequence[Words]:
         """Keep what is held; what its owner cannot give back any more is given back here."""
         going: list[Tenure] = []
@@ -221,10 +230,7 @@ class Leases:
 
 def _alive() -> Callable[[], bool]:
     """Whether the thread or task that runs now still could give back what it takes."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
+    task = host.current_task()
     if task is not None:
         return lambda: not task.done()
     thread = threading.current_thread()

@@ -336,6 +336,23 @@ class LocalLock:
         """Give it back."""
         self._mutex.release()
 
+    @property
+    def waiters(self) -> tuple[Member, ...]:
+        """Nobody whom others could see."""
+        return ()
+
+    async def acquire_async(self, timeout: float | None = None) -> LocalLock:
+        """`acquire` that lets the loop run meanwhile."""
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        while not self.try_acquire():
+            self._check(time.monotonic() < deadline)
+            await asyncio.sleep(_LOOK_SECONDS)
+        return self
+
+    async def release_async(self) -> None:
+        """Give it back."""
+        self.release()
+
     def check(self) -> None:
         """Raise `LockLost` unless it is held."""
         if not self.held:
@@ -355,11 +372,7 @@ class LocalLock:
         self.release()
 
     async def __aenter__(self) -> LocalLock:
-        deadline = time.monotonic() + self._timeout
-        while not self.try_acquire():
-            self._check(time.monotonic() < deadline)
-            await asyncio.sleep(_LOOK_SECONDS)
-        return self
+        return await self.acquire_async()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -636,7 +636,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         for name, value in private.items():
             old = self._trait_values.get(name)
             self._trait_values[name] = value
-            if old is not value:
+            if _differ(old, value):
                 events.append(Bunch(name=name, old=old, new=value, owner=self, type="change", origin="local"))
         for event in events:
             self.notify_change(event)
@@ -824,6 +824,14 @@ def send_module(widget: AnyWidget, content: Any, buffers: Any) -> None:
 def _nowhere(ops: list[Op]) -> Written:
     """An object that is not linked writes to no room."""
     return Written(UNSEEN, [])
+
+
+def _differ(old: Any, new: Any) -> bool:
+    """Whether a change from one to the other is one, as traitlets sees it."""
+    try:
+        return old is not new and bool(old != new)
+    except Exception:
+        return True
 
 
 def _settle(future: asyncio.Future[Bunch], change: Bunch) -> None:

@@ -126,7 +126,8 @@ class Claims:
             image = replica.locks.get(tenure.lock)
             if tenure.phase == "asked":
                 if image is not None and image.owner == tenure.owner:
-                    tenure.phase, tenure.fence = "held", image.fence
+                    # The server gives no more than its `hold_seconds`.
+                    tenure.phase, tenure.fence, tenure.lease = "held", image.fence, image.lease or tenure.lease
                 elif anew:
                     tenure.phase = "wanted"
             elif tenure.phase in ("held", "leaving") and (image is None or image.fence != tenure.fence):

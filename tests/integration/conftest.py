@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import ipywidgets
 import pytest
 import pytest_asyncio
 
@@ -33,6 +35,19 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 def room() -> str:
     """A token of its own."""
     return f"room-{next(_numbers)}"
+
+
+@pytest.fixture
+def token(request: pytest.FixtureRequest) -> str:
+    """A room named after the test."""
+    return re.sub(r"\W+", "-", request.node.name)
+
+
+@pytest.fixture(autouse=True)
+def widgets_closed() -> Iterator[None]:
+    """No widget of a test outlives it."""
+    yield
+    ipywidgets.Widget.close_all()
 
 
 Enter = Callable[..., Awaitable[Peer]]

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import ipywidgets
 import pytest
 import traitlets as t
 
@@ -77,17 +75,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield running
         for connection in list(sharedwidgets.connection._shared.values()):
             connection.close()
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    ipywidgets.Widget.close_all()
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
 
 
 Link = Callable[[SharedState], Any]

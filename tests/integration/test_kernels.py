@@ -6,24 +6,17 @@ The kernels are started by the server, so that they are told where it is. "Far" 
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import pytest
 import traitlets as t
 
 import sharedwidgets.connection
 from sharedwidgets import SharedState
 from sharedwidgets_server.testing import LiveServer
-from support.kernels import Kernel
+from support.kernels import PYTHONS, Kernel, add_kernelspecs
 from support.scripts import Heard, eventually, seq
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHONS = {"newest": Path(sys.executable), "oldest": ROOT / ".venv-ipykernel6" / "bin" / "python"}
 
 SETUP = """
 import asyncio, json, os, signal, threading, time
@@ -70,12 +63,7 @@ class Counter(SharedState):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with LiveServer(tmp_path_factory.mktemp("server")) as running:
-        for name, python in PYTHONS.items():
-            assert python.exists(), f"{python} is missing: run `make setup`"
-            folder = running.data / "kernels" / name
-            folder.mkdir(parents=True)
-            argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
+        add_kernelspecs(running)
         yield running
         for connection in list(sharedwidgets.connection._shared.values()):
             connection.close()
@@ -91,17 +79,6 @@ def kernel(server: LiveServer, kind: str) -> Iterator[Kernel]:
     with Kernel(server, kind) as running:
         running.run(SETUP)
         yield running
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    ipywidgets.Widget.close_all()
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import threading
 import time
@@ -16,16 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import pytest
 import traitlets as t
 
 import sharedwidgets.connection
 from sharedwidgets import SharedState, connect, lock
+from sharedwidgets.core.protocol import LockImage, LockName, Snapshot
+from sharedwidgets.core.replica import News, Replica
 from sharedwidgets.errors import Locked, LockLost, LockOrder, LockTimeout
+from sharedwidgets.leases import Leases
 from sharedwidgets_server.testing import LiveServer
 from support.faults import Faults
-from support.kernels import Kernel
+from support.kernels import PYTHONS, Kernel, add_kernelspecs
 from support.rest import ask, room_url
 from support.scripts import Heard, eventually, seq
 from support.stalling import Stalling
@@ -55,20 +56,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One whose leases are short."""
     limits = "{'lease_seconds': 1.5, 'heartbeat_seconds': 0.5, 'dead_seconds': 30.0}"
     with LiveServer(tmp_path_factory.mktemp("server"), f"--SharedWidgetsApp.limits={limits}") as running:
+        add_kernelspecs(running)
         yield running
         for connection in list(sharedwidgets.connection._shared.values()):
             connection.close()
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    ipywidgets.Widget.close_all()
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
 
 
 @pytest.fixture
@@ -198,6 +189,15 @@ def test_an_unlinked_state_has_a_lock_of_its_own() -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_unlinked_lock_has_the_same_methods() -> None:
+    held = Counter().lock()
+    assert await held.acquire_async(1) is held
+    assert (held.held, held.waiters, held.fence) == (True, (), 0)
+    await held.release_async()
+    assert not held.held
+
+
+@pytest.mark.asyncio
 async def test_an_unlinked_lock_tells_tasks_apart() -> None:
     state = Counter()
 
@@ -299,9 +299,7 @@ def test_first_come_first_served(one: Counter, two: Counter) -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-def _name() -> Any:
-    from sharedwidgets.core.protocol import LockName
-
+def _name() -> LockName:
     return LockName(kind="state", name="Counter")
 
 
@@ -404,6 +402,36 @@ def test_a_lease_is_renewed_while_its_owner_lives(one: Counter, two: Counter) ->
     assert two.wait_until(lambda: two.count == 1, 10)
 
 
+def test_a_short_lease_is_renewed_too(one: Counter) -> None:
+    with one.lock(lease=0.4) as held:
+        time.sleep(1.5)
+        assert held.held
+        one.count = 1
+
+
+def test_a_lease_the_server_cuts_is_known_to_be_shorter(tmp_path: Path, token: str) -> None:
+    """The server gives no more than `hold_seconds`; the holder would go on counting what it asked for."""
+    with LiveServer(tmp_path, "--SharedWidgetsApp.limits={'hold_seconds': 5.0}") as server:
+        state = Counter().link_to(token, server=server.url, credential=server.credential)
+        with state.lock(lease=60.0) as held:
+            assert 0 < held.lease_left <= 5.0
+        state.close()
+
+
+def test_who_keeps_leases_rests_between_them(one: Counter) -> None:
+    """Also when a lock was held so long that it is not renewed any more."""
+    replica = Replica("r")
+    leases = Leases("r")
+    name = _name()
+    assert leases.next_look(0.0, 600.0) == float("inf")
+    tenure = leases.want(name, 15.0, "me", replica)
+    held = LockImage(lock=name, member="m", owner=tenure.owner, fence=7, lease=15.0)
+    replica.receive(Snapshot(room="r", incarnation="i", epoch="e", seq=7, states={}, locks=(held,)))
+    tenure.phase = "asked"
+    leases.heard(replica, News(), 100.0, anew=True)
+    assert [leases.next_look(now, 600.0) for now in (100.0, 104.5, 106.0, 800.0)] == [1.0, 0.5, 0.0, 1.0]
+
+
 def test_a_broken_lock_is_lost_and_what_was_written_under_it_too(
     server: LiveServer, one: Counter, two: Counter, token: str
 ) -> None:
@@ -426,6 +454,19 @@ def test_a_broken_lock_is_lost_and_what_was_written_under_it_too(
     eventually(lambda: len(told) == 1)
     assert one.wait_until(lambda: one.count == 7, 10)
     assert ask(where, "DELETE", headers=server.headers).status == 204
+
+
+def test_a_lock_of_a_thread_that_has_ended_is_free_long_before_its_lease(tmp_path: Path, token: str) -> None:
+    """With the numbers of a server as it comes: nothing else is said meanwhile that could take the word along."""
+    with LiveServer(tmp_path) as server:
+        one, two = (Counter().link_to(token, server=server.url, credential=item) for item in (server.credential, server.token))
+        thread = threading.Thread(target=lambda: one.lock().acquire())
+        thread.start()
+        thread.join(10)
+        with two.lock(timeout=5):
+            two.count = 1
+        for state in (one, two):
+            state.close()
 
 
 def test_a_thread_that_ends_without_giving_it_back(one: Counter, two: Counter) -> None:
@@ -491,6 +532,26 @@ def test_a_kernel_restarted_while_it_holds_frees_it_at_once(server: LiveServer, 
         killed = time.monotonic()
         with two.lock(timeout=10):
             assert time.monotonic() - killed < 2.0
+
+
+@pytest.mark.parametrize("kind", PYTHONS)
+def test_a_lock_is_held_past_the_end_of_its_cell(server: LiveServer, token: str, kind: str) -> None:
+    """In ipykernel 7 each cell is a task of its own; to its user they are one thread that goes on."""
+    with Kernel(server, kind) as kernel:
+        kernel.run(KERNEL.format(token=token))
+        kernel.run("held = c.lock(); held.acquire(); None")
+        kernel.run("c.count += 1; c.flush()")
+        # Nor is it given up for that its cell has ended.
+        kernel.run("time.sleep(1.5)")
+        assert kernel.value("[c.count, held.held]") == [1, True]
+        # A task of the user's own is somebody else.
+        kernel.run(
+            "import asyncio\nasync def other():\n    try: c.count = 5\n    except Locked: return 'locked'\n"
+            "told = await asyncio.get_running_loop().create_task(other())"
+        )
+        assert kernel.value("told") == "locked"
+        kernel.run("held.release()")
+        assert kernel.value("c.locked_by is None")
 
 
 def test_h27_a_stopped_holder_is_fenced_and_told(server: LiveServer, two: Counter, token: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
 
-import ipywidgets
 import pytest
 import traitlets as t
 
@@ -52,17 +50,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 def _close_connections() -> None:
     for connection in list(sharedwidgets.connection._shared.values()):
         connection.close()
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    ipywidgets.Widget.close_all()
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
 
 
 class Watched:

@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 import itertools
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import ipywidgets
 import pytest
 import traitlets as t
 
@@ -88,17 +86,6 @@ def quick(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def close_connections() -> None:
     for connection in list(sharedwidgets.connection._shared.values()):
         connection.close()
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    ipywidgets.Widget.close_all()
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -111,11 +110,6 @@ def pair(trio: Trio, token: str) -> tuple[Kernel, Kernel]:
     for kernel in trio[:2]:
         kernel.run(f"c = made(Counter, {token!r})")
     return trio.one, trio.two
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
 
 
 @pytest.fixture

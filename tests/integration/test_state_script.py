@@ -23,7 +23,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ipywidgets
 import numpy as np
 import pytest
 import traitlets as t
@@ -113,17 +112,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
             connection.close()
 
 
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    ipywidgets.Widget.close_all()
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
-
-
 @pytest.fixture
 def here(server: LiveServer) -> Callable[[State, str], State]:
     return lambda state, token: state.link_to(token, server=server.url, credential=server.credential)
@@ -187,6 +175,14 @@ def test_a_late_joiner_has_everything(here: Link, there: Link, server: LiveServe
     two = there(Counter(count=99), token)
     assert (two.count, two.tags, two.pair, two._salt, two.linked_to) == (3, {"a": [1, {"b": None}]}, (8, 9), "new", token)
     assert seq(server, token) == 5
+
+
+def test_unlink_tells_of_what_changed_and_of_nothing_else(here: Link, token: str) -> None:
+    """An equal dict is another object, and no change."""
+    state = here(Counter(tags={}, count=1), token)
+    heard = Heard(state, *state._shared())
+    state.unlink()
+    assert heard.steps == [("count", 0, 1)]
 
 
 def test_unlink_and_relink_return_to_the_live_room(here: Link, there: Link, server: LiveServer, token: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +19,20 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from sharedwidgets_server.testing import LiveServer
 
 Message = dict[str, Any]
+
+_ROOT = Path(__file__).resolve().parents[2]
+# The newest ipykernel, and the oldest we promise to work with.
+PYTHONS = {"newest": Path(sys.executable), "oldest": _ROOT / ".venv-ipykernel6" / "bin" / "python"}
+
+
+def add_kernelspecs(server: LiveServer) -> None:
+    """Let a server start kernels by the names of `PYTHONS`."""
+    for name, python in PYTHONS.items():
+        assert python.exists(), f"{python} is missing: run `make setup`"
+        folder = server.data / "kernels" / name
+        folder.mkdir(parents=True)
+        argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
 
 
 class Kernel:
