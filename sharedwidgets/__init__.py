@@ -14,22 +14,38 @@ if TYPE_CHECKING:
     from sharedwidgets.core.protocol import Member as Member
     from sharedwidgets.locks import Lock as Lock
     from sharedwidgets.locks import lock as lock
+    from sharedwidgets.reactions import reacts as reacts
     from sharedwidgets.room import Room as Room
     from sharedwidgets.room import connect as connect
     from sharedwidgets.state import SharedState as SharedState
+    from sharedwidgets.work import background as background
 
 _HOME = {
     "Lock": "sharedwidgets.locks",
     "Member": "sharedwidgets.core.protocol",
     "Room": "sharedwidgets.room",
     "SharedState": "sharedwidgets.state",
+    "background": "sharedwidgets.work",
     "bind": "sharedwidgets.binding",
     "computed": "sharedwidgets.computing",
     "connect": "sharedwidgets.room",
     "lock": "sharedwidgets.locks",
+    "reacts": "sharedwidgets.reactions",
 }
 
-__all__ = ["Lock", "Member", "Room", "SharedState", "bind", "computed", "connect", "errors", "lock"]
+__all__ = [
+    "Lock",
+    "Member",
+    "Room",
+    "SharedState",
+    "background",
+    "bind",
+    "computed",
+    "connect",
+    "errors",
+    "lock",
+    "reacts",
+]
 
 
 def __getattr__(name: str) -> Any:

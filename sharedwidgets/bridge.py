@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sharedwidgets import host, verdicts
+from sharedwidgets import causes, host, verdicts
+from sharedwidgets.causes import Cause
 from sharedwidgets.connection import Connection, Session, Written
 from sharedwidgets.core import delta
 from sharedwidgets.core.protocol import Actor, Append, Inc, Op, Problem
@@ -49,14 +50,19 @@ class _Put(msgspec.Struct, frozen=True, eq=False):
     shown: Shown
     origin: ChangeOrigin
     actor: Actor | None
+    depth: int
     # Nothing came of the trait; it is looked at once more because something else changed.
     again: bool
 
 
 class _Mark(msgspec.Struct, frozen=True, eq=False):
-    """There is something new of a trait; gone when that is put in, unless more has come meanwhile."""
+    """There is something new of a trait; gone when that is put in, unless more has come meanwhile.
+
+    `depth` is that of a write in reaction to it: the most of what has come.
+    """
 
     origin: ChangeOrigin
+    depth: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, eq=False):
@@ -69,6 +75,8 @@ class Event(msgspec.Struct, frozen=True, eq=False):
     actor: Actor | None
     type: str = "change"
     problem: Problem | None = None
+    # Of what is written in reaction to it.
+    depth: int = 0
 
 
 class Level(msgspec.Struct, eq=False):
@@ -108,6 +116,16 @@ class Owner(Protocol):
 
     def _room_ended(self, problem: Problem) -> None:
         """The room is no more."""
+
+
+class Behind(Protocol):
+    """What is done behind the telling, when it was asked for."""
+
+    def take(self) -> None:
+        """Do it; runs user code."""
+
+    def end(self) -> None:
+        """The object is linked no more."""
 
 
 class Bridge:
@@ -156,6 +174,8 @@ class Bridge:
         )
         # Traits that show another value than the room holds, as this class does not take that one; and why.
         self.invalid: dict[str, str] = {}
+        self.behind: Behind | None = None
+        self._asked = False
         self._lock = host.leaf_lock()
         self._shown: dict[str, Shown] = {}
         self._dirty: dict[str, _Mark] = {}
@@ -307,7 +327,7 @@ class Bridge:
             lambda: self.connection.write(self.session, [op], authors=[self.hear]),
         )
         with self._lock:
-            self._dirty[op.path[0]] = _Mark("local")
+            self._dirty[op.path[0]] = _Mark("local", causes.depth())
         self.show(op.path[0])
         for task in written.then:
             task()
@@ -495,7 +515,7 @@ class Bridge:
             for trait, value in now.items():
                 if trait in level.before:
                     self._shown[trait] = Shown(level.before[trait] if undone else value, UNSEEN)
-                    self._dirty.setdefault(trait, _Mark(origin))
+                    self._dirty.setdefault(trait, _Mark(origin, causes.depth()))
 
     # --- from the room to the owner
 
@@ -505,7 +525,9 @@ class Bridge:
         with self._lock:
             for change in news.changes:
                 if change.state == self.state and change.trait in self.traits:
-                    self._dirty[change.trait] = _Mark(change.origin)
+                    earlier = self._dirty.get(change.trait)
+                    depth = max(causes.after(change.origin, change.depth), earlier.depth if earlier is not None else 0)
+                    self._dirty[change.trait] = _Mark(change.origin, depth)
                     local = local or change.origin == "local"
             self._refused += [item for item in news.refused if any(op.state == self.state for op in item.ops)]
             self._ended = news.ended or self._ended
@@ -518,7 +540,13 @@ class Bridge:
         return None
 
     def _due(self) -> bool:
-        return bool(self._dirty or self._fresh or self._events or self._refused or self._ended)
+        return bool(self._dirty or self._fresh or self._events or self._refused or self._ended or self._asked)
+
+    def look_behind(self) -> None:
+        """What is behind the telling has something to do; only notes it."""
+        with self._lock:
+            self._asked = True
+        self.delivery.ring()
 
     def show(self, only: str | None = None) -> None:
         """Put what the replica holds into the traits, or into one of them, and tell observers.
@@ -537,6 +565,7 @@ class Bridge:
                 while refused:
                     self._tell_refused(refused.pop(0))
             self._tell()
+            self._go_on()
         except BaseException:
             self.delivery.ring()
             raise
@@ -546,6 +575,14 @@ class Bridge:
         ended = self._ended
         if ended is not None and not self._over:
             self.owner._room_ended(ended)
+
+    def _go_on(self) -> None:
+        """Do what was asked for, unless the owner is in a hold by now: that would take what is written for its own."""
+        with self._lock:
+            behind = self.behind if self._asked and not (self._holds or self._writing or self._over) else None
+            self._asked = self._asked and behind is None
+        if behind is not None:
+            behind.take()
 
     def settle(self) -> bool:
         """Show what the replica holds by now, telling nobody yet, for a lock just taken (G6); whether it may be shown."""
@@ -606,6 +643,8 @@ class Bridge:
         with self.connection.lock:
             self.session.linked = [item for item in self.session.linked if item is not self]
         self.delivery.close()
+        if self.behind is not None:
+            self.behind.end()
 
     def end_soon(self) -> None:
         """`end` for a finaliser: takes no lock here."""
@@ -635,7 +674,7 @@ class Bridge:
         """Put the replica's values of these traits in, unless something newer is shown; false when they may not be now."""
         # What a validator refused is asked again when anything has changed: it may look at other traits.
         marks = {**{trait: _Mark("remote") for trait in self._unfit}, **dirty} if dirty else {}
-        found: dict[str, tuple[Value, Actor | None]] = {}
+        found: dict[str, tuple[Value, Actor | None, int]] = {}
         with self.connection.lock:
             replica = self.session.replica
             version = replica.version
@@ -643,24 +682,27 @@ class Bridge:
             for trait, mark in marks.items():
                 if state is not None and trait in state.schema:
                     last = replica.last_change(self.state, trait)
-                    found[trait] = (replica.value(self.state, trait), last.actor if last and mark.origin == "remote" else None)
-        ready: list[tuple[str, Value, Any, Actor | None]] = []
-        unfit: list[tuple[str, Exception, Actor | None]] = []
-        for trait, (value, actor) in found.items():
+                    actor = last.actor if last and mark.origin == "remote" else None
+                    # Whoever looks before it was told of an entry has no other word of its depth.
+                    depth = causes.after("remote", replica.depth(self.state, trait)) if mark.origin == "remote" else 0
+                    found[trait] = (replica.value(self.state, trait), actor, max(mark.depth, depth))
+        ready: list[tuple[str, Value, Any, Actor | None, int]] = []
+        unfit: list[tuple[str, Exception, Actor | None, int]] = []
+        for trait, (value, actor, depth) in found.items():
             try:
                 ready.append(
-                    (trait, value, self.owner._accepted(trait, self.traits[trait].from_wire(value, self.owner)), actor)
+                    (trait, value, self.owner._accepted(trait, self.traits[trait].from_wire(value, self.owner)), actor, depth)
                 )
             except Exception as error:
                 # This kernel's class refuses what the room holds. It is not written back: two kernels would fight for ever.
-                unfit.append((trait, error, actor))
+                unfit.append((trait, error, actor, depth))
         with self._lock:
             if self._holds or self._writing or self._over:
                 return False
-            for trait, why, actor in unfit:
+            for trait, why, actor, depth in unfit:
                 if self._dirty.get(trait) is dirty.get(trait):
-                    self._refuse(trait, why, marks[trait].origin, actor)
-            for trait, value, raw, actor in ready:
+                    self._refuse(trait, why, marks[trait].origin, actor, depth)
+            for trait, value, raw, actor, depth in ready:
                 before = self._shown[trait]
                 if before.version >= version:
                     continue
@@ -670,7 +712,7 @@ class Bridge:
                     self._fits(trait)
                     continue
                 old = self.owner._trait_values.get(trait)
-                self._fresh.append(_Put(trait, old, raw, before, shown, marks[trait].origin, actor, trait not in dirty))
+                self._fresh.append(_Put(trait, old, raw, before, shown, marks[trait].origin, actor, depth, trait not in dirty))
                 self._shown[trait] = shown
                 self.owner._trait_values[trait] = raw
             for trait, mark in dirty.items():
@@ -693,7 +735,7 @@ class Bridge:
                     self._settle(put, put.old, put.before.value)
                     self._unfit.add(put.trait)
                     if not put.again:
-                        self._refuse(put.trait, error, put.origin, put.actor)
+                        self._refuse(put.trait, error, put.origin, put.actor, put.depth)
                 continue
             except BaseException:
                 with self._lock:
@@ -703,10 +745,10 @@ class Bridge:
                 self._settle(put, final, value)
                 self._fits(put.trait)
                 if not same(put.before.value, value):
-                    self._note(Event(put.trait, put.old, final, put.origin, put.actor))
+                    self._note(Event(put.trait, put.old, final, put.origin, put.actor, depth=put.depth))
                 if not same(put.shown.value, value):
                     why = f"this kernel's class makes {final!r} of the room's {put.raw!r}"
-                    self._refuse(put.trait, why, put.origin, put.actor)
+                    self._refuse(put.trait, why, put.origin, put.actor, put.depth)
 
     def _settle(self, put: _Put, raw: Any, value: Value) -> None:
         """After the validators a trait shows this, unless something newer has taken the place of what they saw."""
@@ -718,11 +760,11 @@ class Bridge:
         self.invalid.pop(trait, None)
         self._unfit.discard(trait)
 
-    def _refuse(self, trait: str, why: object, origin: ChangeOrigin, actor: Actor | None) -> None:
+    def _refuse(self, trait: str, why: object, origin: ChangeOrigin, actor: Actor | None, depth: int) -> None:
         self.invalid[trait] = str(why)
         problem = Problem(code="invalid-value", message=str(why), state=self.state, path=(trait,))
         shown = self.owner._trait_values.get(trait)
-        self._note(Event(trait, shown, shown, origin, actor, "invalid", problem))
+        self._note(Event(trait, shown, shown, origin, actor, "invalid", problem, depth))
 
     def _tell_refused(self, item: Refused) -> None:
         """An own write the server refused: by now the traits show what the room holds."""
@@ -730,7 +772,8 @@ class Bridge:
         with self._lock:
             for trait in dict.fromkeys(op.path[0] for op in item.ops if op.state == self.state and op.path[0] in self.traits):
                 held = self.owner._trait_values.get(trait)
-                self._note(Event(trait, held, held, "rollback", None, "rejected", item.problem))
+                depth = causes.after("rollback", item.depth)
+                self._note(Event(trait, held, held, "rollback", None, "rejected", item.problem, depth))
 
     def _note(self, event: Event) -> None:
         if not self._over:
@@ -742,7 +785,8 @@ class Bridge:
                 event = self._events.popleft() if self._events else None
             if event is None:
                 return
-            self.owner._tell(event)
+            with causes.reacting(Cause(event.depth, self.state, event.trait, event.actor)):
+                self.owner._tell(event)
 
 
 def _joined(earlier: Op | None, later: Op) -> tuple[Op | None, Op] | tuple[Op]:

@@ -21,9 +21,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from sharedwidgets import discovery, host
+from sharedwidgets import causes, discovery, host
 from sharedwidgets.core import codec, delta
 from sharedwidgets.core.delta import States
 from sharedwidgets.core.protocol import (
@@ -152,6 +152,8 @@ class Session:
         # Why the room is no more; this object of it is dead then, and a link makes another.
         self.ended: Problem | None = None
         self.listeners: list[Listener] = []
+        # What the objects of this process that link a state have in common, by a name of its maker's choice.
+        self.common: dict[str, Any] = {}
         # The objects of this process that are linked to the room.
         self.linked: list[Linked] = []
         # Joins that were answered, and hold once the replica reached their seq.
@@ -219,6 +221,8 @@ class Connection:
         self._control: deque[Upstream] = deque()
         self._delay = 0.0
         self._heard = 0.0
+        # When something was said last.
+        self._spoke = 0.0
         self._said: SharedWidgetsError | None = None
         self._retry_now = False
         self._not_before = 0.0
@@ -311,6 +315,15 @@ class Connection:
             self.changed.notify_all()
         self.close_session(session)
 
+    @property
+    def counted(self) -> bool:
+        """Whether the server must still count this process among the living: it was heard less than `dead_seconds` ago.
+
+        A process that was stopped, or its machine asleep, finds its socket open when it goes on, and in it what came before it
+        was given up. Nothing in there says so.
+        """
+        return self.state == "live" and self._loop.time() - self._spoke < self.limits.dead_seconds
+
     def later(self, task: Callable[[], None], seconds: float = 0.0) -> None:
         """Run a task on the I/O thread; takes no lock, so that a finaliser may call it (H34)."""
         with contextlib.suppress(RuntimeError):
@@ -369,10 +382,12 @@ class Connection:
         ops: Sequence[Op],
         *,
         group: bool = False,
-        depth: int = 0,
+        depth: int | None = None,
         authors: Collection[Listener] = (),
     ) -> Written:
         """Write to the replica and send; shows here at once, is acknowledged later. Listeners but the authors hear of it.
+
+        Without a `depth` it is a reaction to what the code that runs was told of.
 
         Raises
         ------
@@ -380,13 +395,16 @@ class Connection:
             Nothing is written.
         TooLarge
             Beyond what the server takes in one op or one push.
+        ReactionTooDeep
+            A chain of reactions that sets itself off again.
         Overloaded
             Too many writes waited for too long.
         Closed, Forked
         """
         self._admit(session, ops)
         with self.lock:
-            news = session.replica.write(ops, group=group, depth=depth, fences=self._fences(session, ops))
+            reactions = self._reactions(session, ops, depth)
+            news = session.replica.write(ops, group=group, depth=reactions, fences=self._fences(session, ops))
             version = session.replica.version
             listeners = [listener for listener in session.listeners if listener not in authors]
             self.changed.notify_all()
@@ -394,7 +412,7 @@ class Connection:
         then = [listener(news) for listener in listeners]
         return Written(version, [task for task in then if task is not None])
 
-    def ask(self, session: Session, ops: Sequence[Op], *, depth: int = 0) -> tuple[Pending, Future[None]]:
+    def ask(self, session: Session, ops: Sequence[Op], *, depth: int | None = None) -> tuple[Pending, Future[None]]:
         """Write something that shows nowhere before its verdict; the future is done when there is one.
 
         Raises
@@ -404,7 +422,8 @@ class Connection:
         """
         self._admit(session, ops)
         with self.lock:
-            push = session.replica.ask(ops, depth=depth, fences=self._fences(session, ops))
+            reactions = self._reactions(session, ops, depth)
+            push = session.replica.ask(ops, depth=reactions, fences=self._fences(session, ops))
             future = session.verdicts.when(push)
         self._wake_up()
         return push, future
@@ -414,6 +433,13 @@ class Connection:
         self.check_usable()
         self._check_size(session.room, ops)
         self.wait_for_room(session)
+
+    def _reactions(self, session: Session, ops: Sequence[Op], depth: int | None) -> int:
+        """How many reactions led to a write; by default what the code that runs reacts to says so."""
+        reactions = causes.depth() if depth is None else depth
+        if ops and reactions > self.limits.reactions:
+            raise causes.too_deep(ops[0], reactions, self.limits.reactions, session.replica)
+        return reactions
 
     def _fences(self, session: Session, ops: Sequence[Op]) -> dict[str, int]:
         if session.ended is not None:
@@ -668,7 +694,7 @@ class Connection:
 
     async def _converse(self, socket: WebSocketClientConnection) -> SharedWidgetsError | None:
         """Talk until the socket closes; why it did, when the server said so."""
-        self._heard = self._loop.time()
+        self._heard = self._spoke = self._loop.time()
         self._said = None
         writer = self._loop.create_task(self._write(socket))
         watcher = self._loop.create_task(self._watch(socket))
@@ -730,8 +756,13 @@ class Connection:
                     self._wake.clear()
 
     async def _send(self, socket: WebSocketClientConnection, message: Upstream) -> None:
+        if self._loop.time() - self._spoke >= self.limits.dead_seconds:
+            # The server has given this connection up, and asks in vain: a word now would only look like life.
+            self._hang_up_now(socket)
+            return
         for part in codec.fragments(codec.encode(message).frame(), self.limits.frame_bytes):
             await socket.write_message(part, binary=isinstance(part, bytes))
+            self._spoke = self._loop.time()
 
     def _hello(self) -> Hello:
         """Who this is and where its replicas stand; whatever was asked and not answered is asked again."""
@@ -1005,13 +1036,16 @@ class Connection:
             # Before the welcome the numbers of the server are not known.
             await asyncio.sleep(self.limits.heartbeat_seconds / 2 if self.welcome else FIRST_DELAY)
             if self._loop.time() - self._heard > self.limits.dead_seconds:
-                assert socket.protocol is not None
-                # Tornado would wait five seconds more for the other side to say goodbye.
-                stream = socket.protocol.stream
-                socket.close()
-                if stream is not None:
-                    stream.close()
+                self._hang_up_now(socket)
                 return
+
+    def _hang_up_now(self, socket: WebSocketClientConnection) -> None:
+        assert socket.protocol is not None
+        # Tornado would wait five seconds more for the other side to say goodbye.
+        stream = socket.protocol.stream
+        socket.close()
+        if stream is not None:
+            stream.close()
 
     def _explained(self, error: Exception) -> SharedWidgetsError:
         from tornado.websocket import WebSocketError

@@ -24,6 +24,7 @@
     ├── Locked                             locked               somebody else holds the lock of the state
     ├── LockLost                           lock-lost            the lock is not held any more
     ├── LockOrder (RuntimeError)           lock-order           taken where two could wait for each other
+    ├── ReactionTooDeep                    reaction-too-deep    a chain of reactions that does not end
     ├── RoomGone                           room-gone            the room was deleted under its members
     ├── OutcomeUnknown                     outcome-unknown      nobody can say whether the write took effect
     ├── StoreFailed                        store-failed         the room cannot be written down at present
@@ -218,6 +219,12 @@ class LockOrder(SharedWidgetsError, RuntimeError):
     """A lock taken inside a transaction, or out of order while another is held: two could wait for each other for ever."""
 
     code = "lock-order"
+
+
+class ReactionTooDeep(SharedWidgetsError):
+    """A write in reaction to a write in reaction to a write, and so on: the chain is cut here."""
+
+    code = "reaction-too-deep"
 
 
 class LockTimeout(SharedWidgetsError, TimeoutError):

@@ -16,6 +16,8 @@ from sharedwidgets.core.protocol import Kind
 # How long a fork waits for one lock; more than enough, as nothing waits while it is held.
 _FORK_SECONDS = 1.0
 _leaves: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
+# Loops of ours on threads of their own: none is the user's, whoever asks on them.
+_beside: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 _registering = threading.Lock()
 _held: list[threading.Lock] = []
 # The shells whose cells are watched, and the tasks that run or ran one.
@@ -123,9 +125,15 @@ def main_loop() -> asyncio.AbstractEventLoop | None:
         assert isinstance(loop, asyncio.AbstractEventLoop)
         return loop
     try:
-        return asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         return None
+    return None if loop in _beside else loop
+
+
+def beside(loop: asyncio.AbstractEventLoop) -> None:
+    """This loop is one of ours, and nobody's main loop."""
+    _beside.add(loop)
 
 
 def leaf_lock() -> threading.Lock:

@@ -6,18 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from sharedwidgets import discovery, host, verdicts
+from sharedwidgets import causes, discovery, host, verdicts
+from sharedwidgets.causes import Cause
 from sharedwidgets.connection import Connection, LinkState, Session, Wanted, shared
 from sharedwidgets.core import delta
 from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.delta import MAX_NAME
-from sharedwidgets.core.protocol import Append, Inc, LastChange, LockName, Member, Op, Set
+from sharedwidgets.core.protocol import REACTS, Append, Inc, LastChange, LockName, Member, Op, Set
 from sharedwidgets.core.replica import Change, News, Refused
 from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
@@ -131,7 +132,7 @@ class Room(Mapping[str, "RoomState"]):
     def __getitem__(self, state: str) -> RoomState:
         with self._connection.lock:
             if state not in self._session.replica.states:
-                there = ", ".join(sorted(self._session.replica.states)) or "none yet"
+                there = ", ".join(self._states()) or "none yet"
                 raise NoSuchState(
                     f"{self.token!r} has no state {state!r} (there is {there}); link a SharedState, or define() it",
                     room=self.token,
@@ -141,10 +142,15 @@ class Room(Mapping[str, "RoomState"]):
 
     def __iter__(self) -> Iterator[str]:
         with self._connection.lock:
-            return iter(sorted(self._session.replica.states))
+            return iter(self._states())
 
     def __len__(self) -> int:
-        return len(self._session.replica.states)
+        with self._connection.lock:
+            return len(self._states())
+
+    def _states(self) -> list[str]:
+        """The states a user has made; the connection's lock is held."""
+        return sorted(state for state in self._session.replica.states if not state.endswith(REACTS))
 
     def __repr__(self) -> str:
         return f"<Room {self.token!r} {self.link_state}, {len(self)} states, {len(self.members)} members>"
@@ -335,9 +341,13 @@ class Room(Mapping[str, "RoomState"]):
         with self._lock:
             # Who subscribes later hears of what comes later.
             for change in news.changes if self._on_change else ():
+                if change.state.endswith(REACTS):
+                    continue
                 key = (change.state, change.trait)
                 earlier = self._changes.get(key)
-                self._changes[key] = msgspec.structs.replace(change, old=earlier.old) if earlier else change
+                if earlier is not None:
+                    change = msgspec.structs.replace(change, old=earlier.old, depth=max(change.depth, earlier.depth))
+                self._changes[key] = change
             for callbacks, facts in (
                 (self._on_join, news.joined),
                 (self._on_leave, news.gone),
@@ -357,7 +367,8 @@ class Room(Mapping[str, "RoomState"]):
                 if callback not in callbacks:
                     continue
                 try:
-                    callback(fact)
+                    with _reacting(fact):
+                        callback(fact)
                 except Exception:
                     log.exception("a callback of room %r raised", self.token)
 
@@ -412,6 +423,18 @@ class _RoomPart:
 
     def tell(self) -> None:
         """Own writes are no news to a handle."""
+
+
+def _reacting(fact: object) -> AbstractContextManager[None]:
+    """Around a callback: what it writes is a reaction to what it is told."""
+    match fact:
+        case Change():
+            return causes.reacting(Cause(causes.after(fact.origin, fact.depth), fact.state, fact.trait, fact.actor))
+        case Refused():
+            op = fact.ops[0]
+            return causes.reacting(Cause(causes.after("rollback", fact.depth), op.state, op.path[0], None))
+        case _:
+            return nullcontext()
 
 
 class RoomState(Mapping[str, Value]):

@@ -10,8 +10,9 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
@@ -19,15 +20,16 @@ import traitlets as t
 from anywidget import AnyWidget
 from traitlets.utils.bunch import Bunch
 
-from sharedwidgets import bundle, cells, computing, discovery, host
+from sharedwidgets import bundle, cells, computing, discovery, host, reactions
 from sharedwidgets.atomic import AtomicOps
 from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, Written, shared
-from sharedwidgets.core.protocol import LastChange, LockName, Member, Op, Problem, TraitSchema
+from sharedwidgets.core.protocol import REACTS, LastChange, LockName, Member, Op, Problem, TraitSchema
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
-from sharedwidgets.errors import InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
+from sharedwidgets.errors import Forbidden, InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
 from sharedwidgets.parts import StatePart
+from sharedwidgets.reactions import Reaction
 from sharedwidgets.room import Room
 from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, is_private, prepared, shared_trait
 from sharedwidgets.transactions import UNSEEN, Part, transaction, writer
@@ -48,8 +50,13 @@ RESERVED = frozenset(
         "live", "pull", "flush", "changed", "wait_until",
     }
 )  # fmt: skip
+# Of a state; that of its reactions has a few characters more.
+LONGEST_NAME = 256 - len(REACTS)
 CLASS_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "state_name": (lambda name: isinstance(name, str) and 0 < len(name) <= 256, "a text of 1 to 256 characters"),
+    "state_name": (
+        lambda name: isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and not name.endswith(REACTS),
+        f"a text of 1 to {LONGEST_NAME} characters that does not end with {REACTS}",
+    ),
     "delivery": (lambda mode: mode in ("main", "thread"), "'main' or 'thread'"),
     "on_locked": (lambda how: how in ("raise", "wait"), "'raise' or 'wait'"),
 }
@@ -96,6 +103,8 @@ class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
             traits = cls.class_traits()
             cls._computed_traits = {key: trait for key, trait in traits.items() if isinstance(trait, computing.Computed)}
             computing.check(name, traits, traits.keys() - set(SharedState.class_trait_names()))
+            members = {key: getattr_static(cls, key) for key in dir(cls)}
+            cls._leading = reactions.checked(name, members, cls._shared_of_class())
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         """Make an object; its computed traits are told from the end of its construction on."""
@@ -103,6 +112,11 @@ class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
             made = super().__call__(*args, **options)
             computing.begin(made, anew=_has_own_init(cls))
         return made
+
+    def _shared_of_class(cls) -> dict[str, t.TraitType[Any, Any]]:
+        own = {*AnyWidget.class_trait_names(), "_view_esm", "_link"}
+        found: dict[str, t.TraitType[Any, Any]] = cls.class_traits()
+        return {key: item for key, item in found.items() if key not in own and not is_private(item)}
 
 
 class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
@@ -134,6 +148,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
     _options: ClassVar[dict[str, Any]] = {}
     _computed_traits: ClassVar[Mapping[str, computing.Computed[Any]]] = {}
+    _leading: ClassVar[dict[str, Reaction]] = {}
     _cross_validation_lock: bool
     _esm = bundle.stub()
     # The source of a view of the class's own, where it has one: the page module keeps the link and then lets it draw.
@@ -189,11 +204,11 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         InvalidToken, ServerNotFound, LinkTimeout, SchemaConflict, Forbidden, TooManyRooms, InvalidValue, WrongThread
         """
         connection, session, wanted = self._opened(token, server, credential)
-        try:
-            connection.join(session, self._state_name(), wanted, timeout)
-        except BaseException:
-            connection.close_session(session)
-            raise
+        until = time.monotonic() + timeout
+        with self._joining(connection, session) as joined:
+            for state, how in wanted:
+                with joined(state) as first:
+                    connection.join(session, state, how, timeout if first else max(0.0, until - time.monotonic()))
         self._adopt(session).show_all("resync", now=True)
         return self
 
@@ -202,11 +217,12 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     ) -> Self:
         """`link_to` that lets the loop run meanwhile."""
         connection, session, wanted = self._opened(token, server, credential)
-        try:
-            await connection.join_async(session, self._state_name(), wanted, timeout)
-        except BaseException:
-            connection.close_session(session)
-            raise
+        until = time.monotonic() + timeout
+        with self._joining(connection, session) as joined:
+            for state, how in wanted:
+                with joined(state) as first:
+                    left = timeout if first else max(0.0, until - time.monotonic())
+                    await connection.join_async(session, state, how, left)
         self._adopt(session).show_all("resync", now=True)
         return self
 
@@ -571,7 +587,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         return (bridge is None or key not in bridge.traits) and bool(super()._should_send_property(key, value))
 
     def close(self) -> None:
-        """Leave the room and close the widget; nothing is restored. Safe in a finaliser."""
+        """Leave the room, end what runs in the background, and close the widget; nothing is restored. Safe in a finaliser."""
         bridge, handle = self.__dict__.get("_bridge"), self.__dict__.get("_handle")
         if self.__dict__.get("_waiting") is not None:
             self._stop_waiting()
@@ -581,16 +597,53 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 bridge.connection.later(handle.close)
             bridge.end_soon()
         computing.end(self)
+        if "_sharedwidgets_begun" in self.__dict__:
+            from sharedwidgets.work import end_all
+
+            end_all(self)
         super().close()
 
     # --- parts of linking
 
-    def _opened(self, token: str, server: str | None, credential: str | None) -> tuple[Connection, Session, Wanted]:
+    def _opened(
+        self, token: str, server: str | None, credential: str | None
+    ) -> tuple[Connection, Session, Iterator[tuple[str, Wanted]]]:
+        """The room, and the states of it that this object links: its own, and the one that says how far it reacted."""
         check_token(token)
         self._check_not_grouping("link")
-        wanted = self._wanted()
+        wanted = [(self._state_name(), self._wanted())]
+        if self._leading:
+            wanted.append((reactions.beside(self._state_name()), reactions.wanted(self._leading)))
         connection = shared(discovery.find(server, credential))
-        return connection, connection.open(token), wanted
+        return connection, connection.open(token), _permitted(connection, wanted)
+
+    @contextmanager
+    def _joining(self, connection: Connection, session: Session) -> Iterator[Callable[[str], AbstractContextManager[bool]]]:
+        """Around the joins of a link, which holds as a whole or not at all: each link of a state is one use of the session."""
+        held: list[str] = []
+
+        @contextmanager
+        def joined(state: str) -> Iterator[bool]:
+            if held:
+                connection.open(session.room)
+            try:
+                yield not held
+            except Forbidden:
+                connection.close_session(session)
+                if not held:
+                    raise
+                return
+            except BaseException:
+                connection.close_session(session)
+                raise
+            held.append(state)
+
+        try:
+            yield joined
+        except BaseException:
+            for state in held:
+                connection.unlink(session, state)
+            raise
 
     def _adopt(self, session: Session, context: contextvars.Context | None = None) -> Bridge:
         """The room has the state: from now on this object is linked to it. The values of before the first link are kept."""
@@ -599,6 +652,10 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         try:
             private = {name: getattr(self, name) for name in self._shared()} if self._bridge is None else self._private
             bridge.begin()
+            with session.connection.lock:
+                able = reactions.beside(bridge.state) in session.states
+            if self._leading and able:
+                reactions.attach(bridge, self._leading)
         except BaseException:
             bridge.end()
             raise
@@ -637,7 +694,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             old = self._trait_values.get(name)
             self._trait_values[name] = value
             if _differ(old, value):
-                events.append(Bunch(name=name, old=old, new=value, owner=self, type="change", origin="local"))
+                events.append(Bunch(name=name, old=old, new=value, owner=self, type="change", origin="local", restored=True))
         for event in events:
             self.notify_change(event)
 
@@ -815,6 +872,16 @@ def _keep_page_link(bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
             return
 
 
+def _permitted(connection: Connection, wanted: list[tuple[str, Wanted]]) -> Iterator[tuple[str, Wanted]]:
+    """The states to link, as far as this process may: one that only reads cannot say what it reacted to, and does not react.
+
+    Asked for one after the other, as the first answer brings the word of what it may.
+    """
+    yield wanted[0]
+    if connection.welcome is None or connection.welcome.may_write:
+        yield from wanted[1:]
+
+
 def send_module(widget: AnyWidget, content: Any, buffers: Any) -> None:
     """Answer a page whose server does not have the page module of this release."""
     if isinstance(content, dict) and content.get("sharedwidgets") == "module":
@@ -837,6 +904,10 @@ def _differ(old: Any, new: Any) -> bool:
 def _settle(future: asyncio.Future[Bunch], change: Bunch) -> None:
     if not future.done():
         future.set_result(change)
+
+
+class _Unwanted(Exception):
+    """Nobody wants the link any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -865,17 +936,17 @@ class _Late:
             return False
         try:
             connection, session, wanted = state._opened(self.room, self.server, self.credential)
-            try:
-                connection.join(session, state._state_name(), wanted, RETRY_SECONDS)
-            except BaseException:
-                connection.close_session(session)
-                raise
-            if stop.is_set():
-                connection.unlink(session, state._state_name())
-                return True
+            with state._joining(connection, session) as joined:
+                for name, how in wanted:
+                    with joined(name):
+                        connection.join(session, name, how, RETRY_SECONDS)
+                if stop.is_set():
+                    raise _Unwanted
             bridge = state._adopt(session, self.context)
         except (ServerNotFound, LinkTimeout):
             return False
+        except _Unwanted:
+            return True
         except SharedWidgetsError as error:
             log.warning("%s stays private: %s", state._class_name(), error)
             state._say_link(offline=str(error))

@@ -55,6 +55,7 @@ export interface Limits {
   readonly hold_seconds: number;
   readonly locks: number;
   readonly lock_waiters: number;
+  readonly reactions: number;
 }
 
 /** What one trait may hold, and what it is reset to. */
@@ -503,6 +504,7 @@ const limits = record<Limits>({
   hold_seconds: or(real, 600),
   locks: or(int, 1000),
   lock_waiters: or(int, 1000),
+  reactions: or(int, 16),
 });
 
 const traitSchema = record<TraitSchema>({

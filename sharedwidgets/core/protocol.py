@@ -32,6 +32,9 @@ Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 StateName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 
+# A state whose name ends so is none of a user's: it says how far the reactions of one process for all to another state got.
+REACTS = "@reacts"
+
 # msgspec builds its validators from annotations at run time and has no recursive alias: `WireValue` is `Value` to it.
 WireValue: TypeAlias = Any
 
@@ -67,6 +70,7 @@ class Limits(Wire, frozen=True, kw_only=True):
     hold_seconds: float = 600.0
     locks: int = 1000
     lock_waiters: int = 1000
+    reactions: int = 16
 
 
 class TraitSchema(Wire, frozen=True, kw_only=True):

@@ -49,7 +49,10 @@ ChangeOrigin: TypeAlias = Literal["local", "remote", "rollback", "resync"]
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One trait looks different now. `old` and `new` are values of the view; `seq` is 0 for an own write not decided yet."""
+    """One trait looks different now. `old` and `new` are values of the view; `seq` is 0 for an own write not decided yet.
+
+    `depth` says how many reactions led to it: the most, of several writes; 0 in a snapshot.
+    """
 
     state: str
     trait: str
@@ -58,6 +61,15 @@ class Change(msgspec.Struct, frozen=True):
     origin: ChangeOrigin
     actor: Actor | None = None
     seq: int = 0
+    depth: int = 0
+
+
+class Reaction(msgspec.Struct, frozen=True):
+    """What the newest entry of some depth changed, and who made it."""
+
+    state: str
+    trait: str
+    actor: Actor
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -67,6 +79,7 @@ class Refused(msgspec.Struct, frozen=True):
     ops: tuple[Op, ...]
     problem: Problem
     values: Mapping[str, Mapping[str, Value]]
+    depth: int = 0
 
 
 class News(msgspec.Struct):
@@ -129,6 +142,10 @@ class Replica:
         self._pending: list[Pending] = []
         # The view of traits with pending writes; forgotten whenever what it was made from changes.
         self._shown: dict[TraitKey, Value] = {}
+        # How many reactions led to the newest entry of a trait; what a snapshot brings begins a chain anew.
+        self._depths: dict[TraitKey, int] = {}
+        # By depth; all of one chain, unless several run at once.
+        self._reactions: dict[int, Reaction] = {}
         self._next_n = 1
         self._catching_up = False
 
@@ -185,6 +202,19 @@ class Replica:
         found = self.states.get(state)
         return None if found is None else found.last.get(trait)
 
+    def depth(self, state: str, trait: str) -> int:
+        """How many reactions led to the newest entry of a trait."""
+        return self._depths.get((state, trait), 0)
+
+    def chain(self, depth: int) -> list[Reaction]:
+        """The entries that led to a reaction of this depth, the first of them first, as far as this replica heard of them."""
+        found: list[Reaction] = []
+        for step in range(depth - 1, -1, -1):
+            if step not in self._reactions:
+                break
+            found.insert(0, self._reactions[step])
+        return found
+
     def assign(self, state: str, trait: str, shown: Value, new: Value) -> list[Op]:
         """The ops of an assignment by an author who saw `shown`.
 
@@ -234,7 +264,7 @@ class Replica:
         if group or len(checked) != 1 or not self._merged(checked[0], depth, under):
             self._pending.append(Pending(tuple(checked), group or len(checked) > 1, depth, under))
         self._shown.update(trial)
-        return News(self._changes(before, "local"))
+        return News(self._changes(before, "local", dict.fromkeys(before, depth)))
 
     def ask(self, ops: Sequence[Op], *, depth: int = 0, fences: Mapping[str, int] | None = None) -> Pending:
         """Make an own push that shows nowhere before its verdict; the author looks at what is returned when it is decided.
@@ -351,6 +381,8 @@ class Replica:
         self.locks = {image.lock: image for image in snapshot.locks}
         self.waiting.clear()
         self._shown.clear()
+        self._depths.clear()
+        self._reactions.clear()
         self._book(snapshot.decided)
         if not any(push.n for push in self._pending):
             # The numbers of this boot go on where the server stands: an earlier membership of the room counted too.
@@ -381,8 +413,12 @@ class Replica:
             self._shown.pop(key, None)
         freed: list[Freed] = []
         locked = False
+        depths: dict[TraitKey, int] = {}
         for entry in fresh:
-            delta.apply_entry(self.states, entry)
+            for key in delta.apply_entry(self.states, entry):
+                depths[key] = max(depths.get(key, 0), entry.depth)
+                self._depths[key] = entry.depth
+                self._reactions[entry.depth] = Reaction(*key, entry.by)
             for op in entry.ops:
                 match op:
                     case Granted():
@@ -403,7 +439,7 @@ class Replica:
         self.seq = max(self.seq, frame.last)
         self._book(frame.decided)
         return News(
-            self._changes(before, "remote"),
+            self._changes(before, "remote", depths),
             freed=freed,
             locked=locked,
             defined=any(isinstance(op, Define) for entry in fresh for op in entry.ops),
@@ -431,14 +467,16 @@ class Replica:
     def _drop(self, doomed: Callable[[Pending], bool], problem: Problem, values: Mapping[str, Mapping[str, Value]]) -> News:
         refused = [push for push in self._pending if doomed(push)]
         before = self._values((op.state, op.path[0]) for push in refused for op in push.ops)
+        # Who answers a refusal with the same write would go on for ever: it counts as a reaction to what was refused.
+        depths = {(op.state, op.path[0]): push.depth for push in refused for op in push.ops}
         self._pending = [push for push in self._pending if not doomed(push)]
         for push in refused:
             push.problem = problem
         for key in before:
             self._shown.pop(key, None)
         # Who asked hears it as an answer.
-        told = [Refused(push.n, push.ops, problem, values) for push in refused if not push.asked]
-        return News(self._changes(before, "rollback"), refused=told)
+        told = [Refused(push.n, push.ops, problem, values, push.depth) for push in refused if not push.asked]
+        return News(self._changes(before, "rollback", depths), refused=told)
 
     def _book(self, decided: int) -> None:
         """Every own push up to `decided` has its verdict; a refused one was told before."""
@@ -498,14 +536,17 @@ class Replica:
             found[state, trait] = self.value(state, trait) if known is not None and trait in known.schema else None
         return found
 
-    def _changes(self, before: dict[TraitKey, Value], origin: ChangeOrigin) -> list[Change]:
+    def _changes(
+        self, before: dict[TraitKey, Value], origin: ChangeOrigin, depths: Mapping[TraitKey, int] | None = None
+    ) -> list[Change]:
         self.version += 1
         changes: list[Change] = []
         for key, old in before.items():
             new = self._values([key])[key]
             if not same(old, new):
                 last = self.last_change(*key) if origin in ("remote", "resync") else None
-                changes.append(Change(*key, old, new, origin, last.actor if last else None, last.seq if last else 0))
+                depth = (depths or {}).get(key, 0)
+                changes.append(Change(*key, old, new, origin, last.actor if last else None, last.seq if last else 0, depth))
         return changes
 
 

@@ -85,6 +85,7 @@ from sharedwidgets.errors import (
     NoSuchState,
     OutcomeUnknown,
     OutOfBounds,
+    ReactionTooDeep,
     RevisionMismatch,
     RoomGone,
     SharedWidgetsError,
@@ -565,6 +566,7 @@ class Room:
             return [self._resend(author.boot, mark.n + 1)]
         self._awaited.pop(author.boot, None)
         try:
+            self._check_depth(push)
             decided, growth = self._decide(author, push.ops, now, push.fences)
         except _Stale:
             return [self._resend(author.boot, push.n)]
@@ -635,6 +637,19 @@ class Room:
                 expected=f"≤ {self.limits.room_bytes} bytes",
             )
         return decided, growth
+
+    def _check_depth(self, push: Push) -> None:
+        """Raise where a chain of reactions has no end: clients cut it themselves, this one did not."""
+        most = self.limits.reactions
+        if push.depth > most:
+            first = push.ops[0]
+            raise ReactionTooDeep(
+                f"{first.state}.{first.path[0]} was to be changed by reaction {push.depth} of a chain of at most {most}: two "
+                "reactions set each other off; let one of them write only while something is left to do",
+                state=first.state,
+                path=first.path,
+                expected=f"depth ≤ {most}",
+            )
 
     def _plain(self, op: Op) -> Op:
         """The op without what only a server may say, checked for depth."""
@@ -746,7 +761,7 @@ class Room:
         if join.resume is not None:
             effects += self._verdicts(author, join.resume, now, mine=created and self.seq > 0)
         fresh = author.boot not in self._attached
-        member = self._enter(author, [join.state] if join.state is not None else [])
+        member = self._enter(author, [join.state] if join.state is not None else [], now)
         if fresh:
             effects += [Attach(author.boot, author.audience), Send(author.boot, self.snapshot(author.boot, author.audience))]
             decided = self.marks.get(author.boot, Mark()).n
@@ -765,7 +780,7 @@ class Room:
         self._awaited.pop(author.boot, None)
         effects = self._verdicts(author, resume, now, mine=False)
         fresh = author.boot not in self._attached
-        member = self._enter(author, resume.states) if fresh else None
+        member = self._enter(author, resume.states, now) if fresh else None
         if fresh:
             effects.append(Attach(author.boot, author.audience))
         answer = self.catch_up(author.boot, author.audience, resume.incarnation, resume.epoch, resume.seq)
@@ -870,13 +885,14 @@ class Room:
         presence = self._presences.get(author.member.id)
         return set() if presence is None else presence.boots.get(author.boot, set())
 
-    def _enter(self, author: Author, states: Iterable[str]) -> Member | None:
+    def _enter(self, author: Author, states: Iterable[str], now: Now) -> Member | None:
         """Book a boot as present; the member when it looks different now."""
         self._attached[author.boot] = author
         presence = self._presences.get(author.member.id)
         before = presence.seen() if presence else None
         if presence is None:
-            presence = self._presences[author.member.id] = _Presence(author.member)
+            # It came to this room now, whatever rooms it was in before: who was here first is asked of this number.
+            presence = self._presences[author.member.id] = _Presence(msgspec.structs.replace(author.member, since=now.wall))
         presence.gone_at, presence.vouched = None, False
         presence.lost.discard(author.boot)
         presence.boots.setdefault(author.boot, set()).update([*states][:MOST_STATES])

@@ -390,6 +390,7 @@ CASES = [
     Case("key-too-large", "too-large", "joined", pushes(Set(state="S", path=("tags", "x" * 2000), value=1)), Nack),
     Case("too-many-ops", "too-large", "joined", pushes(*[add()] * 6), Nack),
     Case("room-too-large", "too-large", "joined", over_room_bytes, Nack),
+    Case("too-many-reactions-in-a-row", "reaction-too-deep", "joined", pushes(add(), depth=17), Nack),
     Case("one-bad-op-of-many", "invalid-value", "joined", pushes(add(), assign("level", 11), add()), Nack),
     # A page, whatever it says of itself.
     Case("page-writes-a-secret", "no-such-trait", "page", pushes(assign("_salt", "x")), Nack),

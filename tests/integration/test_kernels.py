@@ -15,7 +15,7 @@ import traitlets as t
 import sharedwidgets.connection
 from sharedwidgets import SharedState
 from sharedwidgets_server.testing import LiveServer
-from support.kernels import PYTHONS, Kernel, add_kernelspecs
+from support.kernels import PYTHONS, Kernel, specs
 from support.scripts import Heard, eventually, seq
 
 SETUP = """
@@ -63,7 +63,7 @@ class Counter(SharedState):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with LiveServer(tmp_path_factory.mktemp("server")) as running:
-        add_kernelspecs(running)
+        specs(running)
         yield running
         for connection in list(sharedwidgets.connection._shared.values()):
             connection.close()

@@ -26,7 +26,7 @@ from sharedwidgets.errors import Locked, LockLost, LockOrder, LockTimeout
 from sharedwidgets.leases import Leases
 from sharedwidgets_server.testing import LiveServer
 from support.faults import Faults
-from support.kernels import PYTHONS, Kernel, add_kernelspecs
+from support.kernels import PYTHONS, Kernel, specs
 from support.rest import ask, room_url
 from support.scripts import Heard, eventually, seq
 from support.stalling import Stalling
@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One whose leases are short."""
     limits = "{'lease_seconds': 1.5, 'heartbeat_seconds': 0.5, 'dead_seconds': 30.0}"
     with LiveServer(tmp_path_factory.mktemp("server"), f"--SharedWidgetsApp.limits={limits}") as running:
-        add_kernelspecs(running)
+        specs(running)
         yield running
         for connection in list(sharedwidgets.connection._shared.values()):
             connection.close()

@@ -30,7 +30,7 @@ from ipywidgets.widgets.trait_types import Datetime, datetime_serialization
 
 import sharedwidgets.connection
 import sharedwidgets.state
-from sharedwidgets import Room, SharedState, connect
+from sharedwidgets import Room, SharedState, connect, reacts
 from sharedwidgets.core.protocol import Set
 from sharedwidgets.errors import (
     Forbidden,
@@ -361,6 +361,34 @@ def _links(link: Link, state: SharedState, token: str) -> bool:
     except TooManyRooms:
         return False
     return True
+
+
+def test_who_may_only_read_leaves_it_to_others_to_react(small: LiveServer, token: str) -> None:
+    """It could not say how far it got, and would keep those who can from it, as the older member."""
+
+    class Reacting(SharedState, delivery="thread"):
+        n = t.Int(0)
+        twice = t.Int(0)
+
+        @reacts("n", leader=True)
+        def double(self, change: Any) -> None:
+            self.twice = 2 * change.new
+
+    maker = Reacting()
+    # Rooms of an earlier test may not be left yet.
+    eventually(
+        lambda: _links(lambda state, name: state.link_to(name, server=small.url, credential=small.credential), maker, token)
+    )
+    reader = Reacting().link_to(token, server=small.url, credential=small.token)
+    # The state of its reactions is there, and the reader is the only one.
+    maker.unlink()
+    eventually(lambda: [item.states for item in reader.linked_from] == [("Reacting",)])
+    writer = Reacting().link_to(token, server=small.url, credential=small.credential)
+    eventually(lambda: [item.states for item in writer.linked_from] == [("Reacting",), ("Reacting", "Reacting@reacts")])
+    writer.n = 3
+    assert reader.wait_until(lambda: reader.twice == 6, 10)
+    for state in (reader, writer):
+        state.unlink()
 
 
 def test_forbidden(small: LiveServer, token: str) -> None:

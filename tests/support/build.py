@@ -92,9 +92,9 @@ def resume(
     return Resume(room="r", incarnation=incarnation, epoch=epoch, seq=seq, lowest=lowest, highest=highest, states=tuple(states))
 
 
-def entry(seq: int, *ops: EntryOp) -> Entry:
+def entry(seq: int, *ops: EntryOp, depth: int = 0) -> Entry:
     """An entry made by the kernel ``k1``."""
-    return Entry(seq=seq, at=NOW.wall, by=ACTOR, ops=ops)
+    return Entry(seq=seq, at=NOW.wall, by=ACTOR, ops=ops, depth=depth)
 
 
 def define(schema: dict[str, TraitSchema], values: dict[str, Any], *, state: str = "S") -> Define:

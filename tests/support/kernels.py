@@ -20,9 +20,9 @@ from sharedwidgets_server.testing import LiveServer
 
 Message = dict[str, Any]
 
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 # The newest ipykernel, and the oldest we promise to work with.
-PYTHONS = {"newest": Path(sys.executable), "oldest": _ROOT / ".venv-ipykernel6" / "bin" / "python"}
+PYTHONS = {"newest": Path(sys.executable), "oldest": ROOT / ".venv-ipykernel6" / "bin" / "python"}
 
 
 def add_kernelspecs(server: LiveServer) -> None:
@@ -31,6 +31,21 @@ def add_kernelspecs(server: LiveServer) -> None:
         assert python.exists(), f"{python} is missing: run `make setup`"
         folder = server.data / "kernels" / name
         folder.mkdir(parents=True)
+        argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# The newest ipykernel, and the oldest we promise to work with.
+PYTHONS = {"newest": Path(sys.executable), "oldest": ROOT / ".venv-ipykernel6" / "bin" / "python"}
+
+
+def specs(server: LiveServer) -> None:
+    """Give a server both kinds of kernels."""
+    for name, python in PYTHONS.items():
+        assert python.exists(), f"{python} is missing: run `make setup`"
+        folder = server.data / "kernels" / name
+        folder.mkdir(parents=True, exist_ok=True)
         argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
 

@@ -132,6 +132,22 @@ def test_a_remote_entry_shows_with_its_author() -> None:
     assert not news.defined
 
 
+def test_a_change_says_how_many_reactions_led_to_it() -> None:
+    """Of several at once the most; of a snapshot none; of an own write as many as it was made with."""
+    replica = live()
+    first, second, third = entry(2, put("count", 5), depth=4), entry(3, put("count", 6), depth=2), entry(4, put("title", "x"))
+    news = replica.receive(frame(first, second, third))
+    assert {change.trait: change.depth for change in news.changes} == {"count": 4, "title": 0}
+    assert (replica.depth("S", "count"), replica.depth("S", "title"), replica.depth("S", "tags")) == (2, 0, 0)
+    assert [(link.trait, link.actor) for link in replica.chain(3)] == [("count", ACTOR)]
+    assert [change.depth for change in replica.write([put("count", 7)], depth=3).changes] == [3]
+    replica.take(1)
+    news = replica.receive(nack(1))
+    assert ([change.depth for change in news.changes], news.refused[0].depth) == ([3], 3)
+    assert [change.depth for change in replica.receive(snapshot(5, count=9)).changes if change.trait == "count"] == [0]
+    assert (replica.depth("S", "count"), replica.chain(3)) == (0, [])
+
+
 def test_a_definition_is_news_of_its_own() -> None:
     replica = live()
     news = replica.receive(frame(entry(2, define({"late": TraitSchema(kind="int")}, {"late": 3}))))

@@ -231,6 +231,30 @@ def test_h11_depth_is_checked_here_too(room: Room, path: str, op: Any) -> None:
     assert records(room.receive(K1, push(2, op(fits)), NOW))[0].entry
 
 
+def test_a_chain_of_reactions_is_cut_behind_the_last_that_may_be(room: Room) -> None:
+    """The refused one counts as decided, and the next write of the same boot is as good as any."""
+    most = Limits().reactions
+    (record,) = room.receive(K1, push(1, put("count", 1), depth=most), NOW)
+    assert isinstance(record, Record)
+    effects = room.receive(K1, push(2, put("count", 2), depth=most + 1), NOW)
+    assert code(effects) == "reaction-too-deep"
+    assert only(effects, Nack).values == {"S": {"count": 1}}
+    assert (room.seq, room.states["S"].values["count"]) == (2, 1)
+    (record,) = room.receive(K1, push(3, put("count", 3)), NOW)
+    assert isinstance(record, Record)
+
+
+def test_a_member_is_as_old_as_its_coming_to_this_room() -> None:
+    """However long its connection was in others: who was here first may be asked to do something for all."""
+    room = empty_room()
+    room.receive(K1, join(id=1), Now(1.0, 100.0))
+    room.receive(K2, join(id=2), Now(2.0, 101.0))
+    assert [member.since for member in room.members] == [100.0, 101.0]
+    room.disconnect("k1", Now(3.0, 102.0))
+    room.receive(K1, join(id=3), Now(4.0, 103.0))
+    assert [member.since for member in room.members] == [100.0, 101.0]
+
+
 def test_who_may_only_read_is_told_so() -> None:
     reader = author("p9", may_write=False)
     room = room_with(K1, reader)
