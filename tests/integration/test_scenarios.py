@@ -18,7 +18,7 @@ import pytest
 import traitlets as t
 
 import sharedwidgets.connection
-from sharedwidgets import Room, SharedState, connect
+from sharedwidgets import Room, SharedState, background, computed, connect
 from sharedwidgets.core.protocol import (
     Bye,
     Entries,
@@ -183,6 +183,35 @@ def test_s02_a_fresh_room_begins_at_the_class_defaults(
     assert page.view == {"count": 0, "other": 0, "who": "nobody", "text": "", "tags": {}, "items": []}
     assert seq(server, token) == 1
     assert "Alice" not in str(held(server, token))
+
+
+class Greeter(SharedState, delivery="thread"):
+    """Private: made of what another object shares."""
+
+    of = t.Any(allow_none=True).tag(shared=False)
+
+    @computed(sync=False)
+    def greeting(self) -> str:
+        return f"Hello {self.of._salt}" if self.of is not None else "Hello?"
+
+
+def test_s03_a_kernel_only_trait_drives_computed_traits_elsewhere(
+    one: Counter, two: Counter, server: LiveServer, onlookers: Onlookers, token: str
+) -> None:
+    page = onlookers.page(token)
+    greeter = Greeter(of=two)
+    heard = Heard(greeter, "greeting")
+    with one.transaction():
+        one._salt = "Alice"
+        one.increment("count")
+    heard.wait()
+    page.shows(count=1)
+    decided(one, two)
+    assert heard.steps == [("greeting", "Hello pepper", "Hello Alice")]
+    assert (two.count, two._salt, seq(server, token)) == (1, "Alice", 2)
+    # What is computed is nobody else's, and the kernels' trait is no page's.
+    assert "_salt" not in page.view
+    assert set(held(server, token)) == {"Counter"}
 
 
 def test_s04_both_ways(one: Counter, two: Counter, server: LiveServer, onlookers: Onlookers, token: str) -> None:
@@ -364,6 +393,35 @@ def test_s16_the_reset_of_something_else_is_harmless(
 # --- whose change it is
 
 
+def test_s17_four_that_read_one_state_are_computed_at_once(one: Counter, two: Counter) -> None:
+    """Each waits until all four have begun: one after the other they would wait for ever."""
+    begun: list[int] = []
+    all_four = threading.Event()
+
+    class Reader(SharedState, delivery="thread"):
+        number = t.Int(0)
+
+        @computed(sync=False)
+        async def sum(self) -> int:
+            found = two.count
+            begun.append(found)
+            if begun.count(found) == 4:
+                all_four.set()
+            await asyncio.to_thread(all_four.wait, 10)
+            return found + self.number
+
+    readers = [Reader(number=number) for number in range(4)]
+    heard = [Heard(reader, "sum") for reader in readers]
+    for item in heard:
+        item.wait()
+    all_four.clear()
+    one.count = 10
+    for item in heard:
+        item.wait(2)
+    assert [item.steps for item in heard] == [[("sum", None, number), ("sum", number, 10 + number)] for number in range(4)]
+    assert begun == [0] * 4 + [10] * 4
+
+
 def test_s18_a_reset_has_the_scope_it_names(here: Link[Counter], onlookers: Onlookers, server: LiveServer, token: str) -> None:
     """The state of a subclass has the traits it inherits for its own; the state of its base has others."""
     base, child = here(Counter()), here(Special())
@@ -514,6 +572,21 @@ def test_s23_contexts_are_set_once_and_what_was_there_before_is_restored(
 
 
 # --- locks
+
+
+def test_s25_what_a_computed_trait_reaches_through_another_object_counts(one: Counter, here: Link[Counter]) -> None:
+    """There is no session whose data could be another's; there is the object that a trait holds."""
+    other = here(Special())
+    other._salt = "vanilla"
+    greeter = Greeter(of=one)
+    heard = Heard(greeter, "greeting")
+    greeter.of = other
+    one._salt = "salt"
+    other._salt = "thyme"
+    assert heard.steps == [
+        ("greeting", "Hello pepper", "Hello vanilla"),
+        ("greeting", "Hello vanilla", "Hello thyme"),
+    ]
 
 
 def test_s26_ten_blocks_at_once_exclude_each_other(one: Counter, two: Counter, server: LiveServer, token: str) -> None:
@@ -771,6 +844,33 @@ def test_s35_a_reset_under_a_lock_works_and_is_observed(
     # A grant, one entry, an end.
     assert seq(server, token) == at + 3
     assert len(two.linked_from) == 3
+
+
+def test_s36_a_background_method_runs_beside_whoever_calls_it(server: LiveServer, token: str) -> None:
+    """Called by an observer it has not run when that goes on, and what it waits for holds nobody up."""
+    go = threading.Event()
+    threads: list[str] = []
+
+    class Busy(SharedState, delivery="thread"):
+        count = t.Int(0)
+        done = t.Int(0)
+
+        @background
+        async def work(self) -> int:
+            threads.append(threading.current_thread().name)
+            await asyncio.to_thread(go.wait, 10)
+            self.done = self.count
+            return self.count
+
+    begun: list[Any] = []
+    state = Busy().link_to(token, server=server.url, credential=server.credential)
+    state.observe(lambda change: begun.append(state.work()), "count")
+    state.count = 1
+    state.count = 2
+    assert [item.done() for item in begun] == [False, False]
+    go.set()
+    assert [item.result(10) for item in begun] == [2, 2]
+    assert (state.done, set(threads)) == (2, {"sharedwidgets-background"})
 
 
 def test_s37_who_observes_a_write_under_a_lock_has_the_object_itself(one: Counter, two: Counter) -> None:
