@@ -22,6 +22,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     rows: list[str] = []
+    faults: list[str] = []
     failed = False
     for folder in FOLDERS:
         with tempfile.NamedTemporaryFile(suffix=".xml") as report:
@@ -33,14 +34,22 @@ def main() -> None:
                 check=False,
             )
             failed = failed or run.returncode != 0
-            counts = _counts(Path(report.name))
-        facts = ", ".join(f"{name} {value}" for name, value in _facts(folder))
+            counts, properties = _counts(Path(report.name)), _properties(Path(report.name))
+        facts = ", ".join(f"{name} {value}" for name, value in _facts(folder, properties))
+        faults += [
+            f"| {name.removeprefix('faults of').strip() or 'message'} | {value} |"
+            for name, value in properties.items()
+            if name.startswith("faults of")
+        ]
         rows.append(f"| `{folder}` | {counts['tests']} | {counts['failed']} | {time.monotonic() - began:.0f} s | {facts} |")
     REPORT.write_text(
         "# The last full-size run of the stress tests\n\n"
         f"`make soak` at commit `{commit}`{' with uncommitted changes' if dirty else ''}, "
         f"Python {platform.python_version()}, {os.cpu_count()} cores, on {time.strftime('%Y-%m-%d')}.\n\n"
-        "| tests | run | failed | time | seeds and sizes |\n| --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        "| tests | run | failed | time | seeds and sizes |\n| --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n"
+        + _table(faults)
     )
     print(REPORT.read_text())
     sys.exit(failed)
@@ -54,9 +63,25 @@ def _counts(report: Path) -> Counter[str]:
     return counts
 
 
-def _facts(folder: str) -> list[tuple[str, str]]:
+def _properties(report: Path) -> dict[str, str]:
+    """What the tests have to say of themselves."""
+    found = ElementTree.parse(report).getroot().iter("property")
+    return {item.get("name", ""): item.get("value", "") for item in found}
+
+
+def _table(faults: list[str]) -> str:
+    """How often each fault met each kind of message."""
+    if not faults:
+        return ""
+    first, *rest = faults
+    line = "| " + " | ".join("---" for _ in first.strip("|").split("|")) + " |"
+    return "\nHow often each fault met each kind of message:\n\n" + "\n".join((first, line, *rest)) + "\n"
+
+
+def _facts(folder: str, properties: dict[str, str]) -> list[tuple[str, str]]:
     if folder == "tests/property":
-        return [("schedules", "4000"), ("seeds", "b·100000 … b·100000+399 for b in 0…9"), ("steps each", "300")]
+        schedules = int(properties.get("schedules", 0))
+        return [("schedules", str(schedules)), ("seeds", f"0 … {schedules - 1}"), ("steps each", "600")]
     return [("scale", "1")]
 
 

@@ -4,13 +4,15 @@ The server decides; whether a lock is held, the replica shows. A *tenure* is one
 
     wanted ──(own writes decided)──▶ asked ──(grant seen)──▶ held ──▶ leaving ──(end seen)──▶ over
        ▲                               │                      │          │
-       └──(connection or log lost)─────┘                      └──(end seen: lost)──▶ over
+       └─(connection, log or turn lost)┘                      └──(end seen: lost)──▶ over
 
-It never goes back from *held*: a lease that was lost is not taken up again.
+It never goes back from *held*: a lease that was lost is not taken up again. A turn that was over before it was heard of was
+never held, and is asked for again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -21,6 +23,8 @@ from sharedwidgets.core.replica import News, Pending, Replica
 Phase: TypeAlias = Literal["wanted", "asked", "held", "leaving", "over"]
 End: TypeAlias = Literal["released", "expired", "broken", "gone", "cancelled", "refused", "unknown"]
 Words: TypeAlias = Acquire | Cancel | Renew | Release
+# Cancels are not answered: so many are said again after a reconnect, or the claim would stand in the queue for good.
+KEPT_CANCELS = 64
 
 
 @dataclass(eq=False)
@@ -37,9 +41,12 @@ class Tenure:
     fence: int = 0
     end: End | None = None
     problem: Problem | None = None
+    # The number of the last time it was asked, 0 when it never was; and whether it was asked more than once.
     request: int = 0
-    # Whether a release is under way.
+    again: bool = False
+    # Whether a release is under way, and whether one ever was: then all that was written under the fence had its verdict.
     said: bool = False
+    parted: bool = False
 
     @property
     def lost(self) -> bool:
@@ -60,6 +67,7 @@ class Claims:
         self.room = room
         self._tenures: list[Tenure] = []
         self._words: list[Words] = []
+        self._cancels: deque[Words] = deque(maxlen=KEPT_CANCELS)
 
     @property
     def held(self) -> tuple[Tenure, ...]:
@@ -80,9 +88,9 @@ class Claims:
     def leave(self, tenure: Tenure) -> None:
         """Give it back, or stop waiting for it; a grant that is on its way is given back too (H23)."""
         match tenure.phase:
-            case "wanted":
+            case "wanted" if not tenure.request:
                 self._over(tenure, "cancelled")
-            case "asked":
+            case "wanted" | "asked":
                 self._words.append(Cancel(room=self.room, lock=tenure.lock, owner=tenure.owner))
                 self._over(tenure, "cancelled")
             case "held":
@@ -93,9 +101,11 @@ class Claims:
     def due(self, replica: Replica, numbers: Callable[[], int]) -> list[Words]:
         """What to say now. A claim waits for the verdicts on what was written before it, its end for those under its fence."""
         words, self._words = self._words, []
+        self._cancels.extend(words)
         for tenure in self._tenures:
             decided = tenure.behind is None or not replica.is_open(tenure.behind)
             if tenure.phase == "wanted" and replica.live and decided:
+                tenure.again = tenure.request > 0
                 tenure.phase, tenure.request = "asked", numbers()
                 words.append(
                     Acquire(
@@ -108,7 +118,7 @@ class Claims:
                     )
                 )
             elif tenure.phase == "leaving" and not tenure.said and not replica.undecided_under(tenure.fence):
-                tenure.said = True
+                tenure.said = tenure.parted = True
                 words.append(Release(room=self.room, lock=tenure.lock, owner=tenure.owner, fence=tenure.fence))
         return words
 
@@ -124,14 +134,18 @@ class Claims:
         for tenure in list(self._tenures):
             before = tenure.phase
             image = replica.locks.get(tenure.lock)
-            if tenure.phase == "asked":
+            if tenure.phase in ("wanted", "asked"):
+                # A grant may come while the claim is about to be asked again: nobody says it twice.
                 if image is not None and image.owner == tenure.owner:
                     # The server gives no more than its `hold_seconds`.
                     tenure.phase, tenure.fence, tenure.lease = "held", image.fence, image.lease or tenure.lease
-                elif anew:
+                elif anew or any(tenure.owner == granted.owner for granted in news.granted):
                     tenure.phase = "wanted"
             elif tenure.phase in ("held", "leaving") and (image is None or image.fence != tenure.fence):
                 self._over(tenure, self._why(tenure, news))
+                if tenure.again:
+                    # What was asked for the second time may arrive behind the end of what came of the first.
+                    self._words.append(Cancel(room=self.room, lock=tenure.lock, owner=tenure.owner))
             if tenure.phase != before:
                 moved.append(tenure)
         return moved
@@ -145,7 +159,9 @@ class Claims:
         return tenure
 
     def disconnected(self) -> None:
-        """The connection is gone: what waits asks again, and a release is said again."""
+        """The connection is gone: what waits asks again, a release is said again, and who does not wait any more says so."""
+        self._words = [*self._cancels, *self._words]
+        self._cancels.clear()
         for tenure in self._tenures:
             if tenure.phase == "asked":
                 tenure.phase = "wanted"
@@ -157,6 +173,7 @@ class Claims:
         for tenure in tenures:
             self._over(tenure, "gone")
         self._words.clear()
+        self._cancels.clear()
         return tenures
 
     def _why(self, tenure: Tenure, news: News) -> End:
@@ -164,7 +181,7 @@ class Claims:
             if freed.fence == tenure.fence and freed.lock == tenure.lock:
                 return freed.reason
         # A snapshot came instead of the entry that says it; who had said goodbye was heard.
-        return "released" if tenure.phase == "leaving" else "unknown"
+        return "released" if tenure.parted else "unknown"
 
     def _over(self, tenure: Tenure, end: End) -> None:
         tenure.phase, tenure.end = "over", end

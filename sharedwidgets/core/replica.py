@@ -93,6 +93,7 @@ class News(msgspec.Struct):
     joined: list[Member] = msgspec.field(default_factory=list)
     gone: list[Member] = msgspec.field(default_factory=list)
     send: list[Resume] = msgspec.field(default_factory=list)
+    granted: list[Granted] = msgspec.field(default_factory=list)
     freed: list[Freed] = msgspec.field(default_factory=list)
     locked: bool = False
     defined: bool = False
@@ -411,6 +412,7 @@ class Replica:
         before = self._values(touched)
         for key in touched:
             self._shown.pop(key, None)
+        granted: list[Granted] = []
         freed: list[Freed] = []
         locked = False
         depths: dict[TraitKey, int] = {}
@@ -429,6 +431,7 @@ class Replica:
                         self.locks[op.lock] = LockImage(
                             lock=op.lock, member=op.member, owner=op.owner, fence=entry.seq, label=op.label, lease=op.lease
                         )
+                        granted.append(op)
                         locked = True
                     case Freed():
                         self.locks.pop(op.lock, None)
@@ -440,6 +443,7 @@ class Replica:
         self._book(frame.decided)
         return News(
             self._changes(before, "remote", depths),
+            granted=granted,
             freed=freed,
             locked=locked,
             defined=any(isinstance(op, Define) for entry in fresh for op in entry.ops),

@@ -269,6 +269,8 @@ class Room:
         self._revisions = Revisions(self.seq)
         self._presences: dict[str, _Presence] = {}
         self._attached: dict[str, Author] = {}
+        # Boots that went in a window the store did not take: what they held is not free yet (H9).
+        self._orphans: set[str] = set()
         # Boots that were asked to send again from a number; what they sent beyond it is ignored until it comes.
         self._awaited: dict[str, int] = {}
         self._tail: deque[tuple[Entry, Entry | None, int, float]] = deque()
@@ -441,7 +443,7 @@ class Room:
         """
         presence = self._presences.get(member)
         if presence is None or presence.boots:
-            return []
+            return self._expired(now)
         if alive:
             presence.vouched = True
             return []
@@ -550,6 +552,9 @@ class Room:
                 del presence.boots[boot]
             if not presence.boots and presence.gone_at is None and not presence.vouched:
                 presence.gone_at = now.mono + self.limits.away_seconds
+        freed = {lock.boot for lock in self.locks.image()} - {lock.boot for lock in other.locks.image()}
+        here = {boot for presence in self._presences.values() for boot in (*presence.boots, *presence.lost)}
+        self._orphans = (freed | other._orphans) - here
         return list(self._attached.values())
 
     # --- pushes
@@ -945,8 +950,12 @@ class Room:
                 return self._lock_effects(self.locks.release(claim, message.lock, message.fence, mono, seq), now, author.actor)
 
     def _expired(self, now: Now) -> list[Effect]:
-        """Leases that are over by now are ended before anything else is decided."""
-        return self._lock_effects(self.locks.tick(now.mono, self.seq), now, SERVER)
+        """Leases that are over by now are ended before anything else is decided, and so is what nobody is left to hold."""
+        effects = self._lock_effects(self.locks.tick(now.mono, self.seq), now, SERVER)
+        orphans, self._orphans = sorted(self._orphans), set()
+        for boot in orphans:
+            effects += self._lock_effects(self.locks.gone(boot, now.mono, self.seq), now, SERVER)
+        return effects
 
     def _freed_by(self, presence: _Presence, now: Now) -> list[Effect]:
         """A member is gone: what its processes held is free."""

@@ -92,11 +92,11 @@ def test_same_is_transitive_among_numbers(one: Any, data: st.DataObject) -> None
 
 @given(values)
 def test_size_is_within_a_factor_of_what_travels(value: Value) -> None:
-    """So that a limit in bytes is one: the worst are large floats, and text of control characters."""
+    """So that a limit in bytes is one: the worst are large floats, text of control characters, and lists of small numbers."""
     buffers: list[bytes] = []
     wire = len(msgspec.json.encode(pack(value, buffers))) + sum(map(len, buffers))
     assert wire <= 6 * size(value)
-    assert size(value) <= 3 * wire + 16 * len(buffers) + 8
+    assert size(value) <= 5 * wire + 16 * len(buffers) + 8
 
 
 # --- diff and apply

@@ -21,6 +21,7 @@ from sharedwidgets.errors import TooLarge
 from support.scale import scaled
 
 LEASE = 16.0
+PAUSES = (0.5, 1.0, 3.0)
 NAMES = tuple(LockName(kind=kind, name=name) for kind, name in (("state", "S"), ("named", "S"), ("named", "fit")))  # type: ignore[arg-type]
 BOOTS = ("b1", "b2", "b3")
 # The first two are processes of one member: a kernel before and after its restart.
@@ -247,7 +248,7 @@ class LockMachine(RuleBasedStateMachine):
     def tick(self) -> None:
         assert self.all_settled(self.table.tick(self.now, self.seq)) == []
 
-    @rule(leases=st.sampled_from([0.5, 1.0, 3.0]))
+    @rule(leases=st.sampled_from(PAUSES))
     def pause(self, leases: float) -> None:
         self.now += leases * LEASE
 
@@ -309,8 +310,31 @@ TestLockMachine = LockMachine.TestCase
 TestLockMachine.settings = settings(max_examples=max(200, scaled(2000)), stateful_step_count=60)
 
 
+@pytest.mark.parametrize("leases", PAUSES)
+@pytest.mark.parametrize("renewed", [False, True])
+def test_g07_a_holder_that_pauses_may_write_while_its_lease_lasts(leases: float, renewed: bool) -> None:
+    (first, second, third, *_), (name, *_) = CLAIMS, NAMES
+    table = LockTable(waiters=MOST_WAITERS, names=MOST_NAMES)
+    table.acquire(first, name, LEASE, 0.0, 10)
+    table.acquire(second, name, LEASE, 1.0, 11)
+    table.acquire(third, name, LEASE, 2.0, 11)
+    since = LEASE / 3 if renewed else 0.0
+    assert not renewed or table.renew(first, name, 11, since, 11) == []
+    now = since + leases * LEASE
+    lasts = leases < 1
+    assert table.allows(name, first.boot, 11, now) == lasts
+    # Too late it revives nothing, and who waited longest has its turn, under a higher fence, for a lease of its own.
+    turn = [] if lasts else [Freed(name, first, 11, "expired"), Granted(name, second, 13, LEASE), Lost(name, first, 11)]
+    assert table.renew(first, name, 11, now, 11) == turn
+    assert table.allows(name, second.boot, 13, now) == (not lasts)
+    assert [claim.owner for claim in table.waiters(name)] == [claim.owner for claim in ((second, third) if lasts else (third,))]
+
+
 def test_nobody_starves() -> None:
-    """Who keeps waiting is granted after everyone else at most once, the holder excepted, however their turns end."""
+    """Who keeps waiting is granted after everyone else at most once, the holder excepted, however their turns end.
+
+    Holders pause for half a lease, for one and for three, and everyone with them.
+    """
     rng = random.Random(21)
     contenders = [Claim(f"b{number}", "main", f"m{number}", f"kernel {number}.ipynb") for number in range(7)]
     most = len(contenders) - 2
@@ -321,6 +345,7 @@ def test_nobody_starves() -> None:
     patience: dict[Claim, int] = {}
     turns: Counter[Claim] = Counter()
     endings: Counter[str] = Counter()
+    fences: list[int] = []
 
     def hear(effects: list[LockEffect]) -> None:
         nonlocal seq, longest
@@ -330,6 +355,7 @@ def test_nobody_starves() -> None:
                 endings[effect.reason] += 1
             elif isinstance(effect, Granted):
                 seq += 1
+                fences.append(effect.fence)
                 turns[effect.claim] += 1
                 patience.pop(effect.claim, None)
                 for claim in patience:
@@ -348,13 +374,14 @@ def test_nobody_starves() -> None:
         held = table.holder(name)
         assert held is not None
         somebody = rng.choice(contenders)
-        match rng.choice(["release", "release", "renew", "silence", "vanish", "disconnect", "give up"]):
+        match rng.choice(["release", "release", "renew", "pause", "vanish", "disconnect", "give up"]):
             case "release":
                 hear(table.release(held.claim, name, held.fence, now, seq))
             case "renew":
                 hear(table.renew(held.claim, name, held.fence, now, seq))
-            case "silence":
-                now = held.expires
+            case "pause":
+                now += rng.choice(PAUSES) * LEASE
+                assert table.allows(name, held.claim.boot, held.fence, now) == (now < held.expires)
             case "vanish":
                 patience.pop(somebody, None)
                 hear(table.gone(somebody.boot, now, seq))
@@ -368,3 +395,4 @@ def test_nobody_starves() -> None:
     assert set(turns) == set(contenders)
     assert set(endings) == {"released", "expired", "gone"}
     assert longest == most
+    assert fences == sorted(set(fences))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharedwidgets.core.protocol import Append, Define, Delete, EntryOp, Inc, Set, Splice, TraitSchema
+from sharedwidgets.core.protocol import Append, Define, Delete, EntryOp, Freed, Granted, Inc, Set, Splice, TraitSchema
 
 Values = dict[str, dict[str, Any]]
 
@@ -28,7 +28,7 @@ class Plain:
             if isinstance(op, Define):
                 schema[op.state] = {**schema.get(op.state, {}), **op.schema}
                 values[op.state] = {**values.get(op.state, {}), **op.values}
-            else:
+            elif not isinstance(op, (Granted, Freed)):
                 values[op.state] = put(values[op.state], op.path, op)
         return Plain(schema, values)
 

@@ -182,6 +182,78 @@ def test_a_lock_that_a_snapshot_does_not_show_is_lost_unless_it_was_given_back(p
     assert (other.end, other.lost) == ("released", False)
 
 
+def test_g07_a_lock_that_is_lost_before_its_release_was_said_is_no_release(process: Process) -> None:
+    tenure = process.held()
+    process.replica.write([put("count", 1)], fences={"S": tenure.fence})
+    process.claims.leave(tenure)
+    assert process.due() == []
+    # Its write has no verdict yet, and a snapshot shows that the lease ran out.
+    assert process.snapshot() == [tenure]
+    assert (tenure.end, tenure.lost) == ("unknown", True)
+
+
+def test_a_release_that_was_said_before_a_reconnect_counts(process: Process) -> None:
+    tenure = process.held()
+    process.claims.leave(tenure)
+    process.due()
+    process.claims.disconnected()
+    assert process.snapshot() == [tenure]
+    assert (tenure.end, tenure.lost) == ("released", False)
+
+
+def test_a_turn_that_was_over_before_it_was_heard_of_is_asked_for_again(process: Process) -> None:
+    tenure = process.want()
+    process.due()
+    fence = process.replica.seq + 1
+    both = (entry(fence, granted("o")), entry(fence + 1, freed(fence, "expired")))
+    process.heard(
+        process.replica.receive(Entries(room="r", epoch="e1", prev=fence - 1, last=fence + 1, entries=both)), anew=False
+    )
+    assert [type(word) for word in process.due()] == [Acquire]
+    process.happens(granted("o"))
+    assert process.claims.held == (tenure,)
+
+
+def test_a_grant_that_comes_before_the_claim_is_asked_again_counts(process: Process) -> None:
+    tenure = process.want()
+    process.due()
+    # A snapshot from before the grant was on its way, or the connection was lost.
+    process.snapshot()
+    assert process.happens(granted("o")) == [tenure]
+    assert (tenure.phase, process.due()) == ("held", [])
+
+
+def test_h23_a_claim_that_is_given_up_after_it_was_asked_is_cancelled(process: Process) -> None:
+    tenure = process.want()
+    process.due()
+    process.snapshot()
+    process.claims.leave(tenure)
+    assert process.due() == [Cancel(room="r", lock=S, owner="o")]
+
+
+def test_h23_a_claim_that_was_asked_twice_and_lost_is_cancelled(process: Process) -> None:
+    tenure = process.want()
+    process.due()
+    process.snapshot()
+    assert [type(word) for word in process.due()] == [Acquire]
+    # What was asked first is granted and over, before the server reads the second.
+    process.happens(granted("o"))
+    assert process.happens(freed(tenure.fence, "expired")) == [tenure]
+    assert process.due() == [Cancel(room="r", lock=S, owner="o")]
+    assert tenure.lost
+
+
+def test_h23_a_cancel_is_said_again_after_a_reconnect(process: Process) -> None:
+    tenure = process.want()
+    process.due()
+    process.claims.leave(tenure)
+    assert [type(word) for word in process.due()] == [Cancel]
+    assert process.due() == []
+    for _ in range(2):
+        process.claims.disconnected()
+        assert process.due() == [Cancel(room="r", lock=S, owner="o")]
+
+
 def test_only_what_is_held_is_renewed(process: Process) -> None:
     tenure = process.held()
     assert process.claims.renewals([tenure]) == [Renew(room="r", lock=S, owner="o", fence=tenure.fence)]

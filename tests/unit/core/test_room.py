@@ -1324,6 +1324,28 @@ def test_what_a_member_held_is_free_when_it_is_gone(room: Room, how: str) -> Non
     assert records(room.receive(K2, push(room.marks["k2"].n + 1, put("count", 1)), later(10)))[0].entry
 
 
+@pytest.mark.parametrize("how", ["process", "leave", "away"])
+def test_h09_an_end_that_the_store_did_not_take_frees_what_was_held(room: Room, how: str) -> None:
+    def end(room: Room) -> list[Effect]:
+        if how == "leave":
+            return room.receive(K1, Leave(room="r"), later(20))
+        return room.process("m-k1", alive=False, now=later(20)) if how == "process" else room.tick(later(20))
+
+    room.receive(K1, acquire(lease=600.0), NOW)
+    image = room.image()
+    if how != "leave":
+        room.disconnect("k1", NOW)
+    freed = Freed(lock=LOCK, fence=2, reason="gone")
+    for _ in range(3):
+        assert entry_ops(end(room)) == [freed]
+        # The store fails, and it is decided once more.
+        fresh = empty_room(image=image, epoch="e2")
+        fresh.recovered(fresh.adopt(room, ALL, later(20)))
+        room = fresh
+    assert entry_ops(room.receive(K2, Leave(room="r", state="S"), later(20))) == [freed]
+    assert entry_ops(end(room)) == []
+
+
 def test_h26_a_lock_outlives_a_reload_and_its_lease_starts_anew(room: Room) -> None:
     room.receive(K1, acquire(lease=5.0), NOW)
     image = room.image()
