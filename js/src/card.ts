@@ -110,7 +110,8 @@ export function renderCard(linked: LinkedModel, el: HTMLElement): () => void {
     setText(name, facts.state);
     setText(token, facts.room === "" ? "private" : facts.room);
     card.setAttribute("aria-label", facts.room === "" ? `${facts.state}, private` : `${facts.state} in room ${facts.room}`);
-    card.dataset.link = linkKind(state, facts.offline);
+    const kind = linkKind(state, facts.offline);
+    if (card.dataset.link !== kind) card.dataset.link = kind;
     setText(link, linkText(state, facts.offline, room?.here === true));
     const { holder, waiters } = linked;
     lock.hidden = holder === null;
