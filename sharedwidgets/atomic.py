@@ -10,7 +10,7 @@ from traitlets import TraitError
 
 from sharedwidgets.bridge import Bridge
 from sharedwidgets.core.protocol import Append, Inc, Set
-from sharedwidgets.core.values import normalise, same
+from sharedwidgets.core.values import normalise, plus, same
 from sharedwidgets.errors import InvalidValue, NoSuchTrait, OutcomeUnknown, OutOfBounds, ValueMismatch
 from sharedwidgets.verdicts import ANSWER_SECONDS
 
@@ -90,6 +90,7 @@ class AtomicOps:
         RuntimeError
             With bounds, inside a transaction or hold.
         """
+        self._check_by(by)
         bridge = self._linked_by(trait)
         if bridge is None:
             with self._local_lock(timeout):
@@ -110,6 +111,7 @@ class AtomicOps:
         timeout: float = ANSWER_SECONDS,
     ) -> Any:
         """`increment` that waits for the server, with bounds or without, and lets the loop run meanwhile; returns the sum."""
+        self._check_by(by)
         bridge = self._linked_by(trait)
         if bridge is None:
             async with self._local_lock(timeout):
@@ -200,7 +202,7 @@ class AtomicOps:
     def _said(self, bridge: Bridge, op: Inc | Append) -> None:
         """Write a sum or items; in a transaction or hold they are part of its entry."""
         trait = op.path[0]
-        candidate = self._number(trait) + op.by if isinstance(op, Inc) else [*self._list(trait), *op.items]
+        candidate = plus(self._number(trait), op.by) if isinstance(op, Inc) else [*self._list(trait), *op.items]
         if bridge.grouping():
             with bridge.stating(op):
                 setattr(self, trait, candidate)
@@ -225,6 +227,11 @@ class AtomicOps:
         assert isinstance(wired, list)
         return Append(state=bridge.state, path=(trait,), items=tuple(wired))
 
+    @staticmethod
+    def _check_by(by: Any) -> None:
+        if isinstance(by, bool) or not isinstance(by, (int, float)):
+            raise InvalidValue(f"{by!r} is no number to add", expected="int or float")
+
     def _number(self, trait: str) -> Any:
         value = getattr(self, trait)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -239,7 +246,7 @@ class AtomicOps:
         return value
 
     def _added_here(self, trait: str, by: float, least: float | None, most: float | None) -> Any:
-        total = self._number(trait) + by
+        total = plus(self._number(trait), by)
         if (least is not None and not total >= least) or (most is not None and not total <= most):
             raise OutOfBounds(
                 f"{self._class_name()}.{trait} would be {total}, outside of {least} to {most}; nothing was added", path=(trait,)

@@ -278,8 +278,14 @@ class Bridge:
         value = self.check(trait, raw)
         with self._lock:
             before = self._shown[trait].value
+        stated = self._stated_of(trait, before, value)
+        with self._lock:
             if self._group is not None and self._in_group():
                 if same(before, value):
+                    if stated is not None:
+                        # A sum that changes nothing that is shown is a sum all the same.
+                        self._state(trait, stated)
+                        self._group.setdefault(trait, before)
                     self._said_again.add(trait)
                 else:
                     self._stated.pop(trait, None)
@@ -289,6 +295,14 @@ class Bridge:
         return self._send(trait, raw, before, value, None)
 
     def _send(self, trait: str, raw: Any, before: Value, value: Value, stated: Op | None) -> list[Callable[[], None]]:
+        # Whoever waits for a turn holds nobody up who is before it.
+        return in_turn(
+            self.session,
+            [self.state] if self.waits else [],
+            lambda: self._sent(trait, raw, before, value, stated),
+        )
+
+    def _sent(self, trait: str, raw: Any, before: Value, value: Value, stated: Op | None) -> list[Callable[[], None]]:
         self.connection.wait_for_room(self.session)
         with self._lock:
             self._writing += 1
@@ -297,7 +311,7 @@ class Bridge:
                 ops = [stated] if stated is not None else self.session.replica.assign(self.state, trait, before, value)
                 written = Written(self.session.replica.version, [])
             if ops:
-                written = self._written(ops, group=len(ops) > 1)
+                written = self.connection.write(self.session, ops, group=len(ops) > 1, authors=[self.hear])
             with self._lock:
                 # Otherwise another thread was on the heels of this write, and what is shown is newer.
                 if not self._over and self._shown[trait].version <= written.version:
@@ -328,9 +342,11 @@ class Bridge:
         )
         with self._lock:
             self._dirty[op.path[0]] = _Mark("local", causes.depth())
-        self.show(op.path[0])
-        for task in written.then:
-            task()
+        try:
+            self.show(op.path[0])
+        finally:
+            for task in written.then:
+                task()
 
     def ask(self, op: Op, timeout: float) -> int | float | None:
         """Write what shows nowhere before its verdict; with it, show what the room holds of this trait by then.
@@ -366,10 +382,10 @@ class Bridge:
         self.delivery.ring()
         self.connection.stir(self.session)
 
-    def _book(self, trait: str, value: Value, ops: Iterable[Op], version: int) -> None:
+    def _book(self, trait: str, value: Value, ops: Iterable[Op], version: int, shared: bool = False) -> None:
         """Note what a trait shows after an own write."""
         self._fits(trait)
-        if any(len(op.path) > 1 or isinstance(op, (Inc, Append)) for op in ops):
+        if shared or any(len(op.path) > 1 or isinstance(op, (Inc, Append)) for op in ops):
             # Keys are written one by one, and to a sum or list is added: of what the author did not touch, the room may hold
             # something else than was seen.
             self._shown[trait] = Shown(value, version - 1)
@@ -494,7 +510,7 @@ class Bridge:
         with self._lock:
             for trait, made in level.made.items():
                 if not self._over and (trait in level.said or self._shown[trait].version == UNSEEN):
-                    self._book(trait, level.now[trait], made, version)
+                    self._book(trait, level.now[trait], made, version, shared=True)
         rest = {trait: level.now[trait] for trait in level.before.keys() - level.made.keys()}
         self._end_unsent(level, rest, "remote", undone=False)
 
@@ -505,7 +521,10 @@ class Bridge:
             self._end_unsent(level, dict(level.now), origin, undone=True)
             return
         with self._lock:
-            for trait in self._group or {}:
+            if self._group is None:
+                # The outer one has ended first, on another thread: it has sent what there was.
+                return
+            for trait in self._group:
                 self._shown[trait] = level.shown[trait]
             self._group, self._said_again, self._stated = level.outer, level.again, level.stated
 

@@ -154,6 +154,8 @@ class Session:
         self.listeners: list[Listener] = []
         # What the objects of this process that link a state have in common, by a name of its maker's choice.
         self.common: dict[str, Any] = {}
+        # The ops written through handles in open transactions, by the thread or task that opened them.
+        self.groups: dict[tuple[int, int], list[Op]] = {}
         # The objects of this process that are linked to the room.
         self.linked: list[Linked] = []
         # Joins that were answered, and hold once the replica reached their seq.
@@ -444,6 +446,8 @@ class Connection:
     def _fences(self, session: Session, ops: Sequence[Op]) -> dict[str, int]:
         if session.ended is not None:
             raise from_code(session.ended.code, session.ended.message, room=session.room)
+        if self._sessions.get(session.room) is not session:
+            raise Closed(f"{session.room!r} was left meanwhile; nothing was written", room=session.room)
         return session.leases.fences(ops, session.replica)
 
     def _check_size(self, room: str, ops: Sequence[Op]) -> None:

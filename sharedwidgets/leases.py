@@ -65,12 +65,22 @@ class Leases:
 
     def mine(self, lock: LockName) -> Tenure | None:
         """The tenure of the thread or task that runs, held or lost and not given back yet."""
-        kept = self._kept.get((lock, host.owner()))
+        kept = self._of_me(lock)
         return None if kept is None else kept.tenure
+
+    def _of_me(self, lock: LockName) -> _Kept | None:
+        """What the thread or task that runs has of a lock. One that has ended may have left its number to this one."""
+        key = (lock, host.owner())
+        kept = self._kept.get(key)
+        if kept is not None and not kept.alive():
+            del self._kept[key]
+            self.claims.leave(kept.tenure)
+            return None
+        return kept
 
     def again(self, lock: LockName) -> Tenure | None:
         """Take a lock once more that the thread or task that runs holds already."""
-        kept = self._kept.get((lock, host.owner()))
+        kept = self._of_me(lock)
         if kept is None:
             return None
         if kept.tenure.phase != "held":

@@ -27,6 +27,9 @@ class Object(Protocol):
     def _cross_checked(self, name: str, value: Any) -> Any:
         """The value as the class's validators take it, or what they raise."""
 
+    def set_trait(self, name: str, value: Any) -> None:
+        """Assign a trait that its user may not."""
+
     def _class_name(self) -> str:
         """What the user calls the class."""
 
@@ -48,6 +51,7 @@ class StatePart:
         self._level: Level | None = None
         self._before: dict[str, Any] = {}
         self._held: dict[str, Bunch] = {}
+        self._checked: set[str] = set()
         # A hold around the transaction keeps its own way of notifying, and validates at its own end.
         self._holder: Callable[[Bunch], None] | None = None
         self._validated_later = False
@@ -72,6 +76,11 @@ class StatePart:
                 f"another thread or task has a transaction of this {owner._class_name()} open; wait for it, or use an "
                 "object of the same class per thread"
             )
+        if any(holder != self._me for holder in vars(owner).get("_holders", ())):
+            raise RuntimeError(
+                f"another thread or task is in a hold of this {owner._class_name()}; wait for it, or use an object of the same "
+                "class per thread"
+            )
         self._before = dict(owner._trait_values)
         self._holder = vars(owner).get("notify_change")
         self._validated_later = owner._cross_validation_lock
@@ -82,10 +91,20 @@ class StatePart:
         owner.notify_change = self._hold  # type: ignore[method-assign]
         owner._cross_validation_lock = True
 
+    def check(self) -> bool:
+        """Run the class's validators on what was assigned and not seen by them yet; whether there was any."""
+        names = [] if self._validated_later else [name for name in self._held if name not in self._checked]
+        for name in names:
+            self._checked.add(name)
+            value = self._owner._cross_checked(name, getattr(self._owner, name))
+            if getattr(type(self._owner), name).read_only:
+                self._owner.set_trait(name, value)
+            else:
+                setattr(self._owner, name, value)
+        return bool(names)
+
     def gather(self) -> list[Op]:
-        """Run the class's validators on what was assigned; the ops of it."""
-        for name in [] if self._validated_later else list(self._held):
-            setattr(self._owner, name, self._owner._cross_checked(name, getattr(self._owner, name)))
+        """The ops of what was assigned."""
         return [] if self._bridge is None or self._level is None else self._bridge.close_group(self._level, send=True)
 
     def keep(self, version: int) -> None:
@@ -122,11 +141,16 @@ class StatePart:
 
     def tell(self) -> None:
         """Observers hear of final values only."""
-        try:
-            for change in self._held.values():
-                self._owner.notify_change(change)
-        finally:
-            computing.settle(self._owner)
+        values = self._owner._trait_values
+        with ExitStack() as telling:
+            telling.callback(computing.settle, self._owner)
+            for change in reversed(self._held.values()):
+                telling.callback(self._tell, change, values)
+
+    def _tell(self, change: Bunch, values: dict[str, Any]) -> None:
+        # Unless an observer of another trait has assigned this one: the last event must be of the last value.
+        if values.get(change.name) is change.new:
+            self._owner.notify_change(change)
 
     def _hold(self, change: Bunch) -> None:
         if host.owner() != self._me:

@@ -100,8 +100,6 @@ class Room(Mapping[str, "RoomState"]):
         self._on_refused: _Callbacks = []
         self._ended: SharedWidgetsError | None = None
         self._closed = False
-        # The ops of open transactions, by the thread or task that opened them.
-        self._groups: dict[tuple[int, int], list[Op]] = {}
         self._mode: Mode = delivery
         self._delivery = Delivery(self._deliver, delivery)
         with self._connection.lock:
@@ -188,7 +186,8 @@ class Room(Mapping[str, "RoomState"]):
         if self.grouping():
             yield
             return
-        parts = [part for part in [item.part() for item in [*self._session.linked]] if part is not None]
+        linked = [item for item in [*self._session.linked] if not isinstance(item, Room) or item is self]
+        parts = [part for part in [item.part() for item in linked] if part is not None]
         with transaction(parts, writer(self._session, parts, self._hear)):
             yield
 
@@ -200,7 +199,7 @@ class Room(Mapping[str, "RoomState"]):
 
     def grouping(self) -> bool:
         """Whether the thread or task that runs has a transaction open."""
-        return host.owner() in self._groups
+        return host.owner() in self._session.groups
 
     def part(self) -> Part:
         """What this handle does in a transaction of the room."""
@@ -299,7 +298,7 @@ class Room(Mapping[str, "RoomState"]):
 
     def _write(self, ops: list[Op]) -> None:
         """Send ops, or keep them for the transaction of this thread."""
-        grouped = self._groups.get(host.owner())
+        grouped = self._session.groups.get(host.owner())
         if grouped is None:
             self._send(ops, group=len(ops) > 1)
         else:
@@ -326,7 +325,7 @@ class Room(Mapping[str, "RoomState"]):
     def _read(self, state: str, trait: str) -> Value:
         with self._connection.lock:
             value = self._session.replica.value(state, trait)
-        for op in self._groups.get(host.owner(), ()):
+        for op in self._session.groups.get(host.owner(), ()):
             if (op.state, op.path[0]) == (state, trait):
                 value = delta.apply(value, op)
         return value
@@ -407,10 +406,13 @@ class _RoomPart:
         self._me = host.owner()
 
     def begin(self) -> None:
-        self._room._groups[self._me] = []
+        self._room._session.groups[self._me] = []
+
+    def check(self) -> bool:
+        return False
 
     def gather(self) -> list[Op]:
-        return self._room._groups[self._me]
+        return self._room._session.groups[self._me]
 
     def keep(self, version: int) -> None:
         """The replica is what is read."""
@@ -419,7 +421,7 @@ class _RoomPart:
         """Nothing was shown."""
 
     def end(self) -> None:
-        del self._room._groups[self._me]
+        del self._room._session.groups[self._me]
 
     def tell(self) -> None:
         """Own writes are no news to a handle."""

@@ -177,6 +177,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         self.on_msg(send_module)
         self._say_link()
         cells.note(self)
+        host.watch_cells()
         if room is not None:
             self._link_when_possible(room, server, credential, set(traits))
 
@@ -519,6 +520,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             return
         bridge = self.__dict__.get("_bridge")
         with ExitStack() as last, ExitStack() as sending:
+            last.enter_context(self._holding())
             # Computed traits were not told meanwhile, or of values that are undone.
             last.callback(computing.settle, self)
             if bridge is None:
@@ -535,10 +537,22 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 self.__dict__.pop("_sending", None)
 
     @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Who is in a hold: no other thread or task begins a transaction in it, which would end with it."""
+        holders = self.__dict__.setdefault("_holders", [])
+        me = host.owner()
+        holders.append(me)
+        try:
+            yield
+        finally:
+            holders.remove(me)
+
+    @contextmanager
     def hold_sync(self) -> Iterator[None]:
         """ipywidgets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
         bridge = self.__dict__.get("_bridge")
         with ExitStack() as stack:
+            stack.enter_context(self._holding())
             if bridge is not None:
                 stack.enter_context(bridge.holding())
                 stack.enter_context(bridge.group())
@@ -615,7 +629,11 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         if self._leading:
             wanted.append((reactions.beside(self._state_name()), reactions.wanted(self._leading)))
         connection = shared(discovery.find(server, credential))
-        return connection, connection.open(token), _permitted(connection, wanted)
+        session = connection.open(token)
+        if session.grouping():
+            connection.close_session(session)
+            raise RuntimeError("link outside of a transaction of the room: what is written in it is one entry")
+        return connection, session, _permitted(connection, wanted)
 
     @contextmanager
     def _joining(self, connection: Connection, session: Session) -> Iterator[Callable[[str], AbstractContextManager[bool]]]:

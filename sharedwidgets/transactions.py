@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from sharedwidgets.connection import Listener, Session, Written
@@ -24,8 +24,11 @@ class Part(Protocol):
     def begin(self) -> None:
         """Keep back what is written from here on, and tell nobody of it."""
 
+    def check(self) -> bool:
+        """Check what was written and not checked yet; whether there was any."""
+
     def gather(self) -> list[Op]:
-        """Check what was written, and say which ops it is."""
+        """Say which ops it is that was written."""
 
     def keep(self, version: int) -> None:
         """It is in the replica, which has this version."""
@@ -50,6 +53,9 @@ def transaction(parts: Sequence[Part], write: Callable[[list[Op]], Written]) -> 
             part.begin()
             begun.append(part)
         yield
+        # A validator may write to another of them.
+        while any(part.check() for part in parts):
+            pass
         ops = [op for part in parts for op in part.gather()]
         if ops:
             written = write(ops)
@@ -62,10 +68,11 @@ def transaction(parts: Sequence[Part], write: Callable[[list[Op]], Written]) -> 
     finally:
         for part in begun:
             part.end()
-    for part in parts:
-        part.tell()
-    for task in written.then:
-        task()
+    with ExitStack() as telling:
+        for task in reversed(written.then):
+            telling.callback(task)
+        for part in reversed(parts):
+            telling.callback(part.tell)
 
 
 def writer(session: Session, parts: Sequence[Part], author: Listener) -> Callable[[list[Op]], Written]:

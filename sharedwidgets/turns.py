@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sharedwidgets.core.protocol import LockName
-from sharedwidgets.errors import Locked
+from sharedwidgets.errors import Locked, LockLost, LockTimeout
 
 if TYPE_CHECKING:
     from sharedwidgets.connection import Session
+
+log = logging.getLogger("sharedwidgets")
 
 T = TypeVar("T")
 
@@ -40,8 +43,23 @@ def in_turn(session: Session, waits: Collection[str], write: Callable[[], T]) ->
     with ExitStack() as turns:
         for state in sorted(waits):
             tenure = leases.acquire(connection, session, LockName(kind="state", name=state), TURN_SECONDS, None)
-            turns.callback(leases.release, connection, session, tenure, TURN_SECONDS)
+            turns.callback(_given_back, leases.release, connection, session, tenure)
         return write()
+
+
+def _given_back(release: Callable[..., None], *of: Any) -> None:
+    """What was written is written: a lock lost under it the server answers with a refusal, and a late word ends by itself."""
+    try:
+        release(*of, TURN_SECONDS)
+    except (LockLost, LockTimeout) as error:
+        log.warning("%s", error)
+
+
+async def _given_back_async(release: Callable[..., Awaitable[None]], *of: Any) -> None:
+    try:
+        await release(*of, TURN_SECONDS)
+    except (LockLost, LockTimeout) as error:
+        log.warning("%s", error)
 
 
 async def in_turn_async(session: Session, waits: Collection[str], write: Callable[[], Awaitable[T]]) -> T:
@@ -58,5 +76,5 @@ async def in_turn_async(session: Session, waits: Collection[str], write: Callabl
         for state in sorted(waits):
             name = LockName(kind="state", name=state)
             tenure = await leases.acquire_async(connection, session, name, TURN_SECONDS, None)
-            turns.push_async_callback(leases.release_async, connection, session, tenure, TURN_SECONDS)
+            turns.push_async_callback(_given_back_async, leases.release_async, connection, session, tenure)
         return await write()

@@ -234,6 +234,9 @@ async def _fan_out(server: LiveServer, members: int, changes: int) -> float:
     used = _cpu(server.pid) - before
     for socket in sockets:
         socket.close()
+        # Until the other side has said goodbye as well.
+        while await socket.read_message() is not None:
+            pass
     return used
 
 
