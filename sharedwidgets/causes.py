@@ -42,6 +42,11 @@ def after(origin: ChangeOrigin, depth: int) -> int:
     return depth if origin == "local" else depth + 1
 
 
+def forget() -> None:
+    """What runs in this context from here on reacts to nothing yet."""
+    _cause.set(None)
+
+
 @contextmanager
 def reacting(cause: Cause) -> Iterator[None]:
     """What is written meanwhile is a reaction to this change, or to the outer one, where that chain is longer."""

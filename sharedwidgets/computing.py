@@ -282,13 +282,15 @@ def apart() -> Iterator[None]:
 class _Frame:
     """An evaluation in progress, and what it has read so far."""
 
-    __slots__ = ("active", "cell", "depth", "direct", "leaves", "noting", "outer", "own")
+    __slots__ = ("active", "cell", "depth", "direct", "leaves", "noting", "outer", "own", "torn")
 
     def __init__(self, cell: _Cell, outer: _Frame | None) -> None:
         self.cell = cell
         self.outer = outer
         self.active = True
         self.noting = True
+        # Whether it saw two values of one trait, though the first may be back by now.
+        self.torn = False
         # How many computed traits are below it, one below the other.
         self.depth = 0
         # What was read itself; that, and what the computed traits that were read are made of; those, in order.
@@ -299,6 +301,9 @@ class _Frame:
     def note(self, source: Any, name: str, raw: Any) -> None:
         """A raw value was read."""
         key = (id(source), name)
+        seen = self.leaves.get(key)
+        if seen is not None and not _same(seen[2], raw):
+            self.torn = True
         if key not in self.own:
             self.own[key] = leaf = (weakref.ref(source), name, raw)
             # The first value counts: when it is another one later, the evaluation saw both.
@@ -311,7 +316,8 @@ class _Frame:
             self.direct[id(cell)] = (cell, held.value)
             self.depth = max(self.depth, cell.depth + 1)
             for key, leaf in held.leaves.items():
-                self.leaves.setdefault(key, leaf)
+                if not _same(self.leaves.setdefault(key, leaf)[2], leaf[2]):
+                    self.torn = True
                 source = leaf[0]()
                 if source is not None:
                     _register(source, leaf[1], self.cell)
@@ -335,7 +341,7 @@ class _Frame:
 
     def forget(self) -> None:
         """Begin anew."""
-        self.noting = True
+        self.noting, self.torn = True, False
         for notes in (self.own, self.leaves, self.direct):
             notes.clear()
 
@@ -407,9 +413,13 @@ def _unchanged(leaves: Leaves) -> bool:
         if there is None:
             return False
         now = there._trait_values.get(name, _MISSING)
-        if now is not raw and not (type(now) is type(raw) and type(now) in _PLAIN and now == raw):
+        if not _same(now, raw):
             return False
     return True
+
+
+def _same(now: Any, raw: Any) -> bool:
+    return now is raw or (type(now) is type(raw) and type(now) in _PLAIN and now == raw)
 
 
 def _alike(old: Any, new: Any) -> bool:
@@ -563,6 +573,8 @@ class _Cell:
         self.told: Any = _NOTHING
         # Nothing could be told yet, so the first value is news.
         self.missing = False
+        # Of the last change that came during a hold of the object.
+        self._held_back = HERE
         self._failure = ""
         # Whoever tells looks once more when others have come meanwhile. Nobody waits for the turn.
         self._again: Cause | None = None
@@ -634,7 +646,7 @@ class _Cell:
             frame.forget()
             frame.note_names(owner)
             value = self.trait.function(owner)
-            if _unchanged(frame.leaves):
+            if not frame.torn and _unchanged(frame.leaves):
                 break
         inputs, self.depth = frame.inputs(), frame.depth
         # An equal value stays the object it was: whoever is made of it then sees that nothing has changed.
@@ -652,9 +664,15 @@ class _Cell:
     def tell(self, cause: Cause) -> None:
         """Tell observers and views, where the value is not the one they were told; never during a hold of the object."""
         owner = self.owner()
-        if owner is None or not _made(owner) or "notify_change" in owner.__dict__ or not self.wanted(owner):
+        if owner is None or not _made(owner):
             return
-        self._again = cause
+        if "notify_change" in owner.__dict__:
+            self._held_back = cause
+            return
+        held_back, self._held_back = self._held_back, HERE
+        if not self.wanted(owner):
+            return
+        self._again = held_back if cause == HERE else cause
         failed: Exception | None = None
         while self._again is not None and self._turn.acquire(blocking=False):
             try:
@@ -777,6 +795,10 @@ class _AsyncCell(_Cell):
         """A run is at its end: its value is shown and told, unless a newer one was begun."""
         if self.run is not run:
             return
+        if not run.counts():
+            # It may have seen what there was before a change, and what there was after it.
+            self.renew(run.cause)
+            return
         self._failure = ""
         if not _alike(self._trait_values[self.name], value):
             self._trait_values[self.name] = value
@@ -841,7 +863,7 @@ class _Run:
 
     def counts(self) -> bool:
         """Whether its value is, or will be, of what its inputs are now."""
-        if self._over or (self._future is not None and self._future.cancelled()):
+        if self._over or self.frame.torn or (self._future is not None and self._future.cancelled()):
             return False
         if not self._ended and not tasks.runs(self.loop):
             return False

@@ -721,10 +721,12 @@ class Connection:
             log.exception("the server at %s sent what this release does not understand", self.address.url)
             return error
         finally:
-            writer.cancel()
-            watcher.cancel()
-            keeper.cancel()
+            beside = (writer, watcher, keeper)
+            for task in beside:
+                task.cancel()
             socket.close()
+            # Whoever is cancelled is not at its end yet, and the loop may be closed soon.
+            await asyncio.gather(*beside, return_exceptions=True)
             with self.lock:
                 for session in self._sessions.values():
                     session.replica.disconnected()

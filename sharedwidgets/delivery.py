@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-from sharedwidgets import host
+from sharedwidgets import causes, host
 
 log = logging.getLogger("sharedwidgets")
 
@@ -52,7 +52,8 @@ class Delivery:
     ) -> None:
         self._run = run
         self._loop = host.main_loop() if mode == "main" else None
-        self._context = contextvars.copy_context() if context is None else context
+        self._context = contextvars.copy_context() if context is None else context.copy()
+        self._context.run(causes.forget)
         self._name = name
         # Forgotten once it has warned.
         self._later = later if self._loop is not None else None

@@ -166,6 +166,7 @@ class _Due(NamedTuple):
     reaction: str
     incarnation: str
     seq: int
+    watched: tuple[str, ...]
     changes: dict[str, tuple[_Step, _Step, Actor]]
 
 
@@ -207,6 +208,7 @@ class Turn:
                     raise
                 except Exception:
                     log.exception("the reaction %s.%s raised", owner._class_name(), due.reaction)
+            self.watch.told(due, trait)
 
 
 class Watch:
@@ -286,6 +288,14 @@ class Watch:
             if not done:
                 return
 
+    def told(self, due: _Due, trait: str) -> None:
+        """Of this trait all was told: it is not told again when the next one meets a lock."""
+        with self.connection.lock:
+            if self._incarnation == due.incarnation:
+                steps = self._steps[due.reaction, trait]
+                while len(steps) > 1 and steps[1].seq <= due.seq:
+                    del steps[0]
+
     def leave(self, turn: Turn) -> None:
         """An object less."""
         with self.connection.lock:
@@ -298,7 +308,7 @@ class Watch:
 
     def _say(self, due: _Due) -> None:
         """Note in the room how far the reaction got. Not a reaction itself: nobody is told of it."""
-        op = Set(state=self.beside, path=(due.reaction,), value=[due.incarnation, due.seq])
+        op = Set(state=self.beside, path=(due.reaction,), value=[due.incarnation, due.seq, *due.watched])
         try:
             self.connection.write(self.session, [op], depth=0)
         except SharedWidgetsError as error:
@@ -328,7 +338,7 @@ class Watch:
         if state is None or locked or not self._leads():
             return None
         for reaction, item in turn.reactions.items():
-            if next(other for other in reversed(self.turns) if reaction in other.reactions) is not turn:
+            if next((other for other in reversed(self.turns) if reaction in other.reactions), None) is not turn:
                 continue
             steps = {str(trait): self._steps.get((reaction, str(trait)), []) for trait in item.trait_names}
             new = {trait: found for trait, found in steps.items() if len(found) > 1}
@@ -338,7 +348,7 @@ class Watch:
                     for trait, found in new.items()
                     if found[0].value is t.Undefined or not same(found[0].value, found[-1].value)
                 }
-                return _Due(reaction, replica.incarnation, replica.seq, changes)
+                return _Due(reaction, replica.incarnation, replica.seq, tuple(map(str, item.trait_names)), changes)
         return None
 
     def _note(self) -> None:
@@ -354,7 +364,7 @@ class Watch:
             self._done.clear()
         for turn in self.turns:
             for reaction, item in turn.reactions.items():
-                said, first = self._said(reaction)
+                said, first, watched = self._said(reaction)
                 handled = max(said, self._done.get(reaction, 0))
                 for trait in map(str, item.trait_names):
                     if trait not in state.last:
@@ -364,7 +374,8 @@ class Watch:
                     steps = self._steps.get((reaction, trait))
                     if steps is None:
                         # Where this process was not there yet, it does not know what there was before.
-                        steps = [here] if here.seq <= first else [_Step(0, t.Undefined), here]
+                        known = here.seq <= first or (watched is not None and trait not in watched)
+                        steps = [here] if known else [_Step(0, t.Undefined), here]
                     elif anew or here.seq < steps[-1].seq:
                         unlike = steps[0].value is t.Undefined or not same(steps[0].value, here.value)
                         steps = [_Step(0, steps[0].value), here] if len(steps) > 1 or unlike else [here]
@@ -376,18 +387,18 @@ class Watch:
                         del steps[1]
                     self._steps[reaction, trait] = steps
 
-    def _said(self, reaction: str) -> tuple[int, int]:
-        """Up to where the room says that was reacted, to those who were there, and to one who comes."""
+    def _said(self, reaction: str) -> tuple[int, int, Sequence[object] | None]:
+        """Up to where the room says that was reacted, to those who were there and to one who comes; to which traits."""
         replica = self.session.replica
         state = replica.states.get(self.beside)
         if state is None or reaction not in state.last:
-            return 0, replica.seq
+            return 0, replica.seq, None
         match state.values[reaction]:
-            case [replica.incarnation, int(seq)]:
-                return seq, seq
+            case [replica.incarnation, int(seq), *watched]:
+                return seq, seq, watched
             case _:
                 # Nobody has reacted yet, or to another log: what was there when this began leads to nothing.
-                return 0, state.last[reaction].seq
+                return 0, state.last[reaction].seq, None
 
 
 def _latest(steps: Sequence[_Step]) -> _Step:

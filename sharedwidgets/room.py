@@ -165,6 +165,8 @@ class Room(Mapping[str, "RoomState"]):
         self._check_open()
         if not 0 < len(text(state)) <= MAX_NAME:
             raise InvalidValue(f"the name of a state has 1 to {MAX_NAME} characters, not {len(state)}", room=self.token)
+        if state.endswith(REACTS):
+            raise InvalidValue(f"the name of a state does not end with {REACTS}", room=self.token)
         wanted = Wanted({trait: schemas.kind_of(normalise(value)) for trait, value in defaults.items()})
         self._connection.join(self._session, state, wanted, timeout)
         return self[state]

@@ -611,10 +611,10 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 bridge.connection.later(handle.close)
             bridge.end_soon()
         computing.end(self)
-        if "_sharedwidgets_begun" in self.__dict__:
-            from sharedwidgets.work import end_all
-
-            end_all(self)
+        # Nothing is imported here: it may be the end of the interpreter.
+        for work in list(self.__dict__.get("_sharedwidgets_begun", ())):
+            if not work.runs_here():
+                work.cancel()
         super().close()
 
     # --- parts of linking

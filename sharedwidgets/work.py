@@ -8,6 +8,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -78,13 +79,6 @@ def background(method: Callable[Given, Coroutine[Any, Any, Result]]) -> Callable
     return begin
 
 
-def end_all(owner: Any) -> None:
-    """Cancel what an object has begun, apart from the task that runs; safe in a finaliser."""
-    for work in list(vars(owner).get(BEGUN, ())):
-        if not work.runs_here():
-            work.cancel()
-
-
 @dataclass(eq=False)
 class _Run:
     """What a `Work` and the coroutine it stands for both know."""
@@ -106,6 +100,28 @@ class _Run:
 _unsaid: set[_Run] = set()
 
 
+class _Outcome(Future[Result]):
+    """What it comes to; one that is cancelled has an outcome when it has ended, and not before."""
+
+    begun: Future[Result] | None = None
+
+    def cancel(self) -> bool:
+        if self.done() or self.begun is None:
+            return False
+        self.begun.cancel()
+        return True
+
+    def end(self, task: asyncio.Task[Result]) -> None:
+        """The task has ended."""
+        if task.cancelled():
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        elif (error := task.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(task.result())
+
+
 class Work(Generic[Result]):
     """What a method with `background` has begun: to be awaited, asked or cancelled, from any thread.
 
@@ -114,7 +130,8 @@ class Work(Generic[Result]):
 
     def __init__(self, coroutine: Coroutine[Any, Any, Result], name: str) -> None:
         self._run = _Run(name)
-        self._future = tasks.start(_watched(coroutine, self._run))
+        self._future: _Outcome[Result] = _Outcome()
+        self._future.begun = tasks.start(_watched(coroutine, self._run, self._future))
 
     def __repr__(self) -> str:
         state = "runs" if not self.done() else "was cancelled" if self.cancelled() else "is done"
@@ -171,9 +188,11 @@ class Work(Generic[Result]):
         return asyncio.wrap_future(self._future).__await__()
 
 
-async def _watched(coroutine: Coroutine[Any, Any, Result], run: _Run) -> Result:
+async def _watched(coroutine: Coroutine[Any, Any, Result], run: _Run, outcome: _Outcome[Result]) -> Result:
     """Run it, and see that what it raises is heard of."""
     run.task = asyncio.current_task()
+    assert run.task is not None
+    run.task.add_done_callback(outcome.end)
     try:
         return await coroutine
     except Exception as error:

@@ -161,6 +161,8 @@ async def test_it_may_be_awaited_in_any_loop() -> None:
     waiting = worker.wait()
     with pytest.raises((asyncio.TimeoutError, TimeoutError)):
         await asyncio.wait_for(waiting, 0.02)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
     assert waiting.cancelled()
 
 
@@ -174,10 +176,11 @@ def test_cancelled_it_ends_at_its_next_await() -> None:
     work = worker.wait()
     assert worker.begun.wait(5)
     assert work.cancel()
-    assert work.done()
-    assert repr(work) == "<Work Worker.wait, was cancelled>"
+    # It is done when it has ended, as a task is.
     with pytest.raises(CancelledError):
         work.result(5)
+    assert (work.done(), work.cancelled(), work.cancel()) == (True, True, False)
+    assert repr(work) == "<Work Worker.wait, was cancelled>"
     assert worker.add().result(5) == 1
 
 
@@ -227,6 +230,8 @@ def test_close_ends_what_the_object_has_begun_and_nothing_keeps_it() -> None:
     work, other = worker.wait(), Worker().wait()
     assert worker.begun.wait(5)
     worker.close()
+    with pytest.raises(CancelledError):
+        work.result(5)
     assert work.cancelled()
     assert not other.done()
     other.cancel()
