@@ -630,7 +630,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             wanted.append((reactions.beside(self._state_name()), reactions.wanted(self._leading)))
         connection = shared(discovery.find(server, credential))
         session = connection.open(token)
-        if session.grouping():
+        if host.owner() in session.groups:
             connection.close_session(session)
             raise RuntimeError("link outside of a transaction of the room: what is written in it is one entry")
         return connection, session, _permitted(connection, wanted)
