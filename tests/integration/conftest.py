@@ -10,6 +10,7 @@ import ipywidgets
 import pytest
 import pytest_asyncio
 
+import sharedwidgets.connection
 from sharedwidgets_server.testing import LiveServer
 from support.peers import Peer
 from support.servers import TIGHT, limits, peers
@@ -29,6 +30,15 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with limits so low that a test can pass each."""
     with LiveServer(tmp_path_factory.mktemp("tight"), limits(**TIGHT)) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server for one module, with the numbers it has by itself; the connections of this process end with it."""
+    with LiveServer(tmp_path_factory.mktemp("server")) as running:
+        yield running
+        for connection in list(sharedwidgets.connection._shared.values()):
+            connection.close()
 
 
 @pytest.fixture

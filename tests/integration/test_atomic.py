@@ -31,7 +31,7 @@ from sharedwidgets.errors import (
 )
 from sharedwidgets_server.testing import LiveServer
 from support.rest import ask, room_url
-from support.scripts import Heard, eventually, seq
+from support.scripts import Heard, eventually, seq, settled
 from support.stalling import Stalling
 
 
@@ -69,14 +69,6 @@ class Notes(SharedState, delivery="thread"):
     lines = t.List()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
-        for connection in list(sharedwidgets.connection._shared.values()):
-            connection.close()
-
-
 Link = Callable[[SharedState], Any]
 
 
@@ -100,18 +92,6 @@ def one(here: Link) -> Shop:
 def two(there: Link) -> Shop:
     shop: Shop = there(Shop())
     return shop
-
-
-def settled(*states: SharedState) -> None:
-    """Everything these wrote is decided, and each of them shows it."""
-    for state in states:
-        state.flush()
-    last = max(state.room.seq for state in states if state.room is not None)
-    for state in states:
-        room = state.room
-        assert room is not None
-        assert room.wait_until(lambda room=room: room.seq >= last, 10)  # type: ignore[misc]
-        state.pull()
 
 
 # --- sums

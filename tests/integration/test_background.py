@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
-import ipywidgets
 import pytest
 import traitlets as t
 
-import sharedwidgets.connection
 from sharedwidgets import Room, SharedState, background, connect
 from sharedwidgets_server.testing import LiveServer
 from support.kernels import Kernel, specs
@@ -51,25 +48,6 @@ class Counter(SharedState):
         self.unlink(flush=True)
         seen.append(self.linked_to)
         return seen
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
-        for connection in list(sharedwidgets.connection._shared.values()):
-            connection.close()
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    ipywidgets.Widget.close_all()
-
-
-@pytest.fixture
-def token(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W+", "-", request.node.name)
 
 
 @pytest.fixture

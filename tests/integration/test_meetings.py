@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import pytest
 import traitlets as t
 
-import sharedwidgets.connection
 from sharedwidgets import SharedState, background, computed, connect, reacts
 from sharedwidgets.errors import InvalidValue
 from sharedwidgets_server.testing import LiveServer
@@ -39,14 +37,6 @@ class Double(SharedState, delivery="thread"):
         return 2 * self.a
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
-        for connection in list(sharedwidgets.connection._shared.values()):
-            connection.close()
-
-
 def here(state: Any, server: LiveServer, token: str) -> Any:
     return state.link_to(token, server=server.url, credential=server.credential)
 
@@ -59,7 +49,7 @@ def boom(change: Any) -> None:
     raise ValueError("boom")
 
 
-# --- D1: an observer that raises, and a transaction
+# --- an observer that raises, and a transaction
 
 
 def test_an_observer_that_raises_keeps_no_other_object_of_a_room_transaction_from_being_told(
@@ -88,7 +78,7 @@ def test_nor_another_object_of_the_state_from_showing_it(server: LiveServer, tok
     assert other.a == 6
 
 
-# --- D2: a reaction whose object is unlinked meanwhile
+# --- a reaction whose object is unlinked meanwhile
 
 
 def test_a_reaction_may_unlink_its_object(server: LiveServer, token: str) -> None:
@@ -112,7 +102,7 @@ def test_a_reaction_may_unlink_its_object(server: LiveServer, token: str) -> Non
     assert once.linked_to is None
 
 
-# --- D3: a change of two traits of which the second meets a lock
+# --- a change of two traits of which the second meets a lock
 
 
 def test_what_was_reacted_to_is_not_reacted_to_again_when_another_trait_meets_a_lock(server: LiveServer, token: str) -> None:
@@ -139,7 +129,7 @@ def test_what_was_reacted_to_is_not_reacted_to_again_when_another_trait_meets_a_
     assert ran.count(("a", 1)) == 1
 
 
-# --- D4: two classes of one state with different reactions
+# --- two classes of one state with different reactions
 
 
 def test_linking_runs_nothing_also_after_a_reaction_was_given_another_trait(server: LiveServer, token: str) -> None:
@@ -173,7 +163,7 @@ def test_linking_runs_nothing_also_after_a_reaction_was_given_another_trait(serv
     assert ran == [("a", 0, 1), ("a", 1, 2)]
 
 
-# --- D6: an older member of the room that links the state while the leader reacts
+# --- an older member of the room that links the state while the leader reacts
 
 
 def test_a_handle_cannot_make_the_state_beside_another(server: LiveServer, token: str) -> None:
@@ -200,7 +190,7 @@ def test_who_only_made_the_state_beside_another_does_not_lead(server: LiveServer
         eventually(lambda: ran == [1], 2)
 
 
-# --- D8: depth
+# --- depth
 
 
 def test_a_handle_made_in_a_reaction_does_not_keep_its_depth(server: LiveServer, token: str) -> None:
@@ -233,7 +223,7 @@ def test_a_handle_made_in_a_reaction_does_not_keep_its_depth(server: LiveServer,
     assert one._bridge.session.replica.depth("Pair", "c") == 0
 
 
-# --- D9: origin
+# --- origin
 
 
 def test_what_came_from_elsewhere_during_a_hold_is_told_as_that(server: LiveServer, token: str) -> None:
@@ -254,7 +244,7 @@ def test_what_came_from_elsewhere_during_a_hold_is_told_as_that(server: LiveServ
     assert (change.new, change.origin, change.actor is not None) == (2, "remote", True)
 
 
-# --- D10: what is read twice
+# --- what is read twice
 
 
 class Torn(SharedState):
@@ -315,7 +305,7 @@ def test_an_async_one_shows_no_value_that_is_half_old() -> None:
     eventually(lambda: both.both == (2, 20))
 
 
-# --- D11: a work that is cancelled is not at its end yet
+# --- a work that is cancelled is not at its end yet
 
 
 def test_what_was_cancelled_is_done_when_it_has_ended() -> None:
@@ -342,7 +332,7 @@ def test_what_was_cancelled_is_done_when_it_has_ended() -> None:
     assert work.done()
 
 
-# --- D12: what is said at the end of a process
+# --- what is said at the end of a process
 
 
 def told_at_the_end(code: str) -> str:

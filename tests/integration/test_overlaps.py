@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import traitlets as t
 
-import sharedwidgets.connection
 from sharedwidgets import SharedState, host, leases
-from sharedwidgets.errors import Locked, LockLost, LockTimeout, SharedWidgetsError
+from sharedwidgets.errors import Closed, Locked, LockLost, LockTimeout, SharedWidgetsError
 from sharedwidgets_server.testing import LiveServer
 from support.kernels import Kernel
 from support.rest import ask, room_url
-from support.scripts import Heard, eventually, seq
+from support.scripts import Heard, eventually, seq, settled
 from support.stalling import Stalling
 
 
@@ -87,14 +86,6 @@ class Follower(SharedState, delivery="thread"):
         return int(proposal.value)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
-        for connection in list(sharedwidgets.connection._shared.values()):
-            connection.close()
-
-
 Link = Callable[[SharedState], Any]
 
 
@@ -118,18 +109,6 @@ def one(here: Link) -> Shop:
 def two(there: Link) -> Shop:
     shop: Shop = there(Shop())
     return shop
-
-
-def settled(*states: SharedState) -> None:
-    """Everything these wrote is decided, and each of them shows it."""
-    for state in states:
-        state.flush()
-    last = max(state.room.seq for state in states if state.room is not None)
-    for state in states:
-        room = state.room
-        assert room is not None
-        assert room.wait_until(lambda room=room: room.seq >= last, 10)  # type: ignore[misc]
-        state.pull()
 
 
 def beside(work: Callable[[], object]) -> None:
@@ -552,13 +531,9 @@ def test_a_sum_of_an_object_unlinked_meanwhile_is_not_lost_in_silence(here: Link
         eventually(lambda: bridge.session not in bridge.connection._sessions.values())
 
     Slow.meanwhile = staticmethod(leave)  # type: ignore[assignment]
-    raised = False
-    try:
+    with pytest.raises(Closed, match="was left meanwhile; nothing was written"):
         state.increment("x")
-    except SharedWidgetsError:
-        raised = True
-    time.sleep(0.3)
-    assert raised or state.x == 1 or other.pull().x == 1
+    assert (state.x, other.pull().x) == (0, 0)
 
 
 # --- what classes and cells bring along
@@ -573,16 +548,13 @@ def test_a_read_only_trait_may_be_set_in_a_transaction(here: Link) -> None:
 
 def test_closed_inside_its_transaction_is_not_silent(one: Shop, two: Shop) -> None:
     """What was assigned went into a session that nobody sends."""
-    raised = False
-    try:
-        with one.transaction():
-            one.stock = 1
-            one.close()
-            time.sleep(0.3)
-    except (SharedWidgetsError, RuntimeError):
-        raised = True
-    time.sleep(0.3)
-    assert raised or two.pull().stock == 1
+    assert one._bridge is not None
+    session = one._bridge.session
+    with pytest.raises(Closed, match="nothing was written"), one.transaction():
+        one.stock = 1
+        one.close()
+        eventually(lambda: session not in session.connection._sessions.values())
+    assert two.pull().stock == 0
 
 
 def test_the_first_connection_changes_nobody_in_ipykernel_7(server: LiveServer, token: str) -> None:

@@ -92,14 +92,6 @@ class Level(SharedState):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
-        for connection in list(sharedwidgets.connection._shared.values()):
-            connection.close()
-
-
-@pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with small limits, where a Jupyter token may only read."""
     arguments = [

@@ -13,6 +13,7 @@ from typing import Any
 
 import traitlets as t
 
+from sharedwidgets import SharedState
 from sharedwidgets_server.testing import LiveServer
 
 _LOOP = """
@@ -131,3 +132,15 @@ def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
 def seq(server: LiveServer, token: str) -> int:
     """The number of entries of a room, as its server counts them."""
     return int(server.ask("GET", f"sharedwidgets/api/rooms/{token}")["seq"])
+
+
+def settled(*states: SharedState) -> None:
+    """Everything these wrote is decided, and each of them shows it."""
+    for state in states:
+        state.flush()
+    last = max(state.room.seq for state in states if state.room is not None)
+    for state in states:
+        room = state.room
+        assert room is not None
+        assert room.wait_until(lambda room=room: room.seq >= last, 10)  # type: ignore[misc]
+        state.pull()
