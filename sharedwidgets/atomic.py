@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class AtomicOps:
 
     if TYPE_CHECKING:
         _bridge: Bridge | None
+        _cross_validation_lock: bool
 
         def _accepted(self, name: str, value: Any) -> Any:
             """The value as the trait's own type takes it."""
@@ -34,8 +35,8 @@ class AtomicOps:
         def _cross_checked(self, name: str, value: Any) -> Any:
             """The value as the class's validators take it."""
 
-        def _check_not_grouping(self, verb: str) -> None:
-            """Raise inside a transaction or hold."""
+        def _check_not_mine(self, verb: str) -> None:
+            """Raise inside a transaction or hold of this thread or task."""
 
         @classmethod
         def _class_name(cls) -> str:
@@ -47,8 +48,8 @@ class AtomicOps:
         def has_trait(self, name: str) -> bool:
             """Whether there is such a trait."""
 
-        def trait_names(self) -> list[str]:
-            """All of them."""
+        def _own_traits(self) -> list[str]:
+            """The traits of the user's."""
 
     def increment(
         self,
@@ -96,9 +97,9 @@ class AtomicOps:
             with self._local_lock(timeout):
                 return self._added_here(trait, by, min, max)
         if min is None and max is None:
-            self._said(bridge, Inc(state=bridge.state, path=(trait,), by=by))
+            self._say(bridge, Inc(state=bridge.state, path=(trait,), by=by), lambda held: plus(held, by))
             return getattr(self, trait)
-        self._check_not_grouping("increment within bounds")
+        self._check_not_mine("increment within bounds")
         return _sum(trait, bridge.ask(Inc(state=bridge.state, path=(trait,), by=by, min=min, max=max), timeout))
 
     async def increment_async(
@@ -116,7 +117,7 @@ class AtomicOps:
         if bridge is None:
             async with self._local_lock(timeout):
                 return self._added_here(trait, by, min, max)
-        self._check_not_grouping("await increment")
+        self._check_not_mine("await increment")
         return _sum(trait, await bridge.ask_async(Inc(state=bridge.state, path=(trait,), by=by, min=min, max=max), timeout))
 
     def compare_and_set(self, trait: str, expected: Any, new: Any, timeout: float = ANSWER_SECONDS) -> bool:
@@ -148,7 +149,7 @@ class AtomicOps:
         if bridge is None:
             with self._local_lock(timeout):
                 return self._set_here(trait, expected, new)
-        self._check_not_grouping("compare_and_set")
+        self._check_not_mine("compare_and_set")
         with suppress(ValueMismatch):
             bridge.ask(self._exchange(bridge, trait, expected, new), timeout)
             return True
@@ -160,7 +161,7 @@ class AtomicOps:
         if bridge is None:
             async with self._local_lock(timeout):
                 return self._set_here(trait, expected, new)
-        self._check_not_grouping("compare_and_set")
+        self._check_not_mine("compare_and_set")
         with suppress(ValueMismatch):
             await bridge.ask_async(self._exchange(bridge, trait, expected, new), timeout)
             return True
@@ -178,7 +179,7 @@ class AtomicOps:
             with self._local_lock(ANSWER_SECONDS):
                 setattr(self, trait, [*self._list(trait), *items])
         elif items:
-            self._said(bridge, self._items(bridge, trait, items))
+            self._say(bridge, self._items(bridge, trait, items), lambda held: [*held, *items])
 
     async def append_async(self, trait: str, *items: Any, timeout: float = ANSWER_SECONDS) -> None:
         """`append` that waits until the server has the items, and lets the loop run meanwhile."""
@@ -186,7 +187,7 @@ class AtomicOps:
         if bridge is None:
             self.append(trait, *items)
         elif items:
-            self._check_not_grouping("await append")
+            self._check_not_mine("await append")
             await bridge.ask_async(self._items(bridge, trait, items), timeout)
 
     # --- parts
@@ -194,22 +195,20 @@ class AtomicOps:
     def _linked_by(self, trait: str) -> Bridge | None:
         """The bridge of a shared trait; None for a private one, and while unlinked."""
         if not self.has_trait(trait):
-            there = ", ".join(sorted(name for name in self.trait_names() if not name.startswith("_")))
+            there = ", ".join(self._own_traits())
             raise NoSuchTrait(f"{self._class_name()} has no trait {trait!r}; it has {there}", path=(trait,))
         bridge = self._bridge
         return bridge if bridge is not None and trait in bridge.traits else None
 
-    def _said(self, bridge: Bridge, op: Inc | Append) -> None:
+    def _say(self, bridge: Bridge, op: Inc | Append, done: Callable[[Any], Any]) -> None:
         """Write a sum or items; in a transaction or hold they are part of its entry."""
         trait = op.path[0]
-        candidate = plus(self._number(trait), op.by) if isinstance(op, Inc) else [*self._list(trait), *op.items]
-        if bridge.grouping():
-            with bridge.stating(op):
-                setattr(self, trait, candidate)
-            return
-        taken = self._cross_checked(trait, self._accepted(trait, candidate))
+        candidate = done(self._number(trait) if isinstance(op, Inc) else self._list(trait))
+        taken = self._accepted(trait, candidate)
+        if not self._cross_validation_lock:
+            taken = self._cross_checked(trait, taken)
         if same(bridge.check(trait, taken), bridge.check(trait, candidate)):
-            bridge.say(op)
+            bridge.say(op, done)
         else:
             # The class makes something else of it: that is what it asks for.
             setattr(self, trait, taken)

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -23,14 +23,17 @@ from sharedwidgets.connection import Connection, Session, Written
 from sharedwidgets.core import delta
 from sharedwidgets.core.protocol import Actor, Append, Inc, Op, Problem
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
-from sharedwidgets.core.values import Value, plus, same
+from sharedwidgets.core.values import Value, same
 from sharedwidgets.delivery import Delivery, Mode
-from sharedwidgets.errors import InvalidValue, NotFound, SharedWidgetsError
+from sharedwidgets.drafts import Draft, Run
+from sharedwidgets.errors import InvalidValue, Locked, SharedWidgetsError
 from sharedwidgets.traits import SharedTrait
 from sharedwidgets.transactions import UNSEEN, Part
-from sharedwidgets.turns import in_turn, in_turn_async
+from sharedwidgets.turns import turns, turns_async
 
 log = logging.getLogger("sharedwidgets")
+
+T = TypeVar("T")
 
 
 class Shown(msgspec.Struct, frozen=True, eq=False):
@@ -79,19 +82,28 @@ class Event(msgspec.Struct, frozen=True, eq=False):
     depth: int = 0
 
 
-class Level(msgspec.Struct, eq=False):
-    """One group of writes, perhaps inside another: what was there when it began, and what it comes to."""
+class Group(msgspec.Struct, eq=False):
+    """What one thread or task keeps back of one object, perhaps inside of another group."""
 
-    outer: dict[str, Value] | None
-    again: set[str]
-    shown: dict[str, Shown]
-    stated: dict[str, list[Op]]
-    # When it has ended: what each trait showed before and shows now, and the ops of those that are sent.
-    ended: bool = False
-    before: dict[str, Value] = msgspec.field(default_factory=dict)
-    now: dict[str, Value] = msgspec.field(default_factory=dict)
-    said: set[str] = msgspec.field(default_factory=set)
-    made: dict[str, list[Op]] = msgspec.field(default_factory=dict)
+    draft: Draft
+    outer: Group | None
+    # What was in the draft before.
+    runs: list[Run]
+    # Of each trait that was written: what it showed before, and what it was made to show last.
+    before: dict[str, Shown] = msgspec.field(default_factory=dict)
+    put: dict[str, Shown] = msgspec.field(default_factory=dict)
+    # It waits for its turn, and the traits show what there is without it.
+    parked: bool = False
+
+
+class Wrote(NamedTuple):
+    """An assignment that was sent: what the trait showed before, and what other objects of this process do about it.
+
+    They do it once the author has told its own observers.
+    """
+
+    old: Any
+    then: list[Callable[[], None]]
 
 
 class Owner(Protocol):
@@ -111,7 +123,10 @@ class Owner(Protocol):
     def _tell(self, event: Event) -> None:
         """Tell observers."""
 
-    def _part(self) -> Part | None:
+    def _changed_here(self, name: str, old: Any, new: Any, *, checked: bool) -> None:
+        """Tell observers of what this thread or task has changed, or keep it back for it."""
+
+    def _part(self, draft: Draft) -> Part:
         """What it does in a transaction."""
 
     def _room_ended(self, problem: Problem) -> None:
@@ -193,13 +208,8 @@ class Bridge:
         self._writing = 0
         # While above 0 a trait may hold what is not booked yet.
         self._assigning = 0
-        # While grouping: what each trait showed before its first write in the group, and those said again unchanged.
-        self._group: dict[str, Value] | None = None
-        # Whose writes a transaction takes; None: everybody's, as in a hold of traitlets.
-        self._group_owner: tuple[int, int] | None = None
-        self._said_again: set[str] = set()
-        # Of the group: traits of which it is said what is done to them, as sums and items are, and not what they are.
-        self._stated: dict[str, list[Op]] = {}
+        # By thread or task: what it keeps back.
+        self._groups: dict[tuple[int, int], Group] = {}
         self._warned: set[str] = set()
         self._local = threading.local()
 
@@ -220,95 +230,68 @@ class Bridge:
             error.message = f"{self.owner._class_name()}.{'.'.join(error.path)}: {error.message}"
             raise
 
-    def write(self, trait: str, raw: Any, value: Value) -> list[Callable[[], None]]:
+    def write(self, trait: str, old: Any, raw: Any) -> Wrote:
         """An assignment was made: show it, and send what differs from what its author saw.
 
-        Returns
-        -------
-        list of callable
-            What other objects of this process do about it, once the author has told its own observers.
+        Raises
+        ------
+        InvalidValue, Locked, LockTimeout, and what `Connection.write` raises
         """
+        value = self.check(trait, raw)
         self._local.wrote = True
+        group = self._group()
+        if group is not None:
+            self._keep_back(group, trait, raw, value)
+            return Wrote(old, [])
         with self._lock:
             before = self._shown[trait].value
-        stated = self._stated_of(trait, before, value)
-        with self._lock:
-            if self._group is not None and self._in_group():
-                self._state(trait, stated)
-                self._group.setdefault(trait, before)
-                self._shown[trait] = Shown(value, UNSEEN)
-                return []
-        return self._send(trait, raw, before, value, stated)
-
-    @contextmanager
-    def stating(self, op: Op) -> Iterator[None]:
-        """An assignment of this thread that is made meanwhile is this op: a sum or items, which lose to nobody."""
-        outer = getattr(self._local, "op", None)
-        self._local.op = op
-        try:
-            yield
-        finally:
-            self._local.op = outer
-
-    def _stated_of(self, trait: str, before: Value, value: Value) -> Op | None:
-        """The op that was stated for this assignment; None when the class's validators made something else of it."""
-        op: Op | None = getattr(self._local, "op", None)
-        if op is None or op.path[0] != trait:
-            return None
-        self._local.op = None
-        try:
-            return op if same(delta.apply(before, op), value) else None
-        except (InvalidValue, NotFound):
-            return None
-
-    def _state(self, trait: str, op: Op | None) -> None:
-        """Note what is done to a trait in a group; once it was assigned, only what it is then counts. The lock is held."""
-        assert self._group is not None
-        if op is None or (trait in self._group and trait not in self._stated):
-            self._stated.pop(trait, None)
-            return
-        *earlier, last = self._stated.get(trait, [None])
-        self._stated[trait] = [item for item in (*earlier, *_joined(last, op)) if item is not None]
-
-    def _in_group(self) -> bool:
-        return self._group_owner in (None, host.owner())
+        return self._send(trait, old, raw, before, value)
 
     def write_again(self, trait: str, raw: Any) -> list[Callable[[], None]]:
         """The shown object was assigned once more: a write when the room has moved on under it (H1), or it was changed."""
         value = self.check(trait, raw)
+        group = self._group()
+        if group is not None:
+            self._keep_back(group, trait, raw, value)
+            return []
         with self._lock:
             before = self._shown[trait].value
-        stated = self._stated_of(trait, before, value)
+        return self._send(trait, raw, raw, before, value).then
+
+    def _keep_back(self, group: Group, trait: str, raw: Any, value: Value) -> None:
         with self._lock:
-            if self._group is not None and self._in_group():
-                if same(before, value):
-                    if stated is not None:
-                        # A sum that changes nothing that is shown is a sum all the same.
-                        self._state(trait, stated)
-                        self._group.setdefault(trait, before)
-                    self._said_again.add(trait)
-                else:
-                    self._stated.pop(trait, None)
-                    self._group.setdefault(trait, before)
-                    self._shown[trait] = Shown(value, UNSEEN)
-                return []
-        return self._send(trait, raw, before, value, None)
+            before = self._shown[trait]
+            again = same(before.value, value)
+            if not again:
+                self._put_of(group, trait, raw, value)
+        group.draft.set(self, self.state, trait, before.value, value, again=again)
 
-    def _send(self, trait: str, raw: Any, before: Value, value: Value, stated: Op | None) -> list[Callable[[], None]]:
-        # Whoever waits for a turn holds nobody up who is before it.
-        return in_turn(
-            self.session,
-            [self.state] if self.waits else [],
-            lambda: self._sent(trait, raw, before, value, stated),
-        )
+    def _put_of(self, group: Group, trait: str, raw: Any, value: Value) -> None:
+        """A group makes a trait show this. The lock is held."""
+        group.before.setdefault(trait, self._shown[trait])
+        group.put[trait] = self._shown[trait] = Shown(value, UNSEEN)
+        self.owner._trait_values[trait] = raw
 
-    def _sent(self, trait: str, raw: Any, before: Value, value: Value, stated: Op | None) -> list[Callable[[], None]]:
+    def _send(self, trait: str, old: Any, raw: Any, before: Value, value: Value) -> Wrote:
+        try:
+            return self._sent(trait, old, raw, before, value)
+        except Locked:
+            if not self.waits:
+                raise
+        # Whoever has the lock, or is before this one in the queue, may be another thread that reads the same object.
+        with self._lock:
+            if self.owner._trait_values.get(trait) is raw:
+                self.owner._trait_values[trait] = old
+        with turns(self.session, [self.state]):
+            return self._sent(trait, old, raw, before, value)
+
+    def _sent(self, trait: str, old: Any, raw: Any, before: Value, value: Value) -> Wrote:
         self.connection.wait_for_room(self.session)
         with self._lock:
             self._writing += 1
         try:
             with self.connection.lock:
-                ops = [stated] if stated is not None else self.session.replica.assign(self.state, trait, before, value)
+                ops = self.session.replica.assign(self.state, trait, before, value)
                 written = Written(self.session.replica.version, [])
             if ops:
                 written = self.connection.write(self.session, ops, group=len(ops) > 1, authors=[self.hear])
@@ -316,6 +299,10 @@ class Bridge:
                 # Otherwise another thread was on the heels of this write, and what is shown is newer.
                 if not self._over and self._shown[trait].version <= written.version:
                     self._book(trait, value, ops, written.version)
+                    showed = self.owner._trait_values.get(trait)
+                    if showed is not raw:
+                        # It had to wait, and others have changed it meanwhile.
+                        old = showed
                     self.owner._trait_values[trait] = raw
         finally:
             with self._lock:
@@ -323,30 +310,75 @@ class Bridge:
                 missed = self._due()
             if missed:
                 self._show_late()
-        return written.then
+        return Wrote(old, written.then)
 
-    def _written(self, ops: list[Op], *, group: bool) -> Written:
-        """Write, and where somebody else holds the lock, raise or take a turn, as the class says."""
-        return in_turn(
-            self.session,
-            [self.state] if self.waits else [],
-            lambda: self.connection.write(self.session, ops, group=group, authors=[self.hear]),
-        )
+    def say(self, op: Inc | Append, done: Callable[[Any], Any]) -> None:
+        """Write a sum or items, and show what the replica makes of it, of this trait alone.
 
-    def say(self, op: Inc | Append) -> None:
-        """Write a sum or items, and show what the replica makes of it, of this trait alone."""
-        written = in_turn(
-            self.session,
-            [self.state] if self.waits else [],
-            lambda: self.connection.write(self.session, [op], authors=[self.hear]),
-        )
+        Parameters
+        ----------
+        op : Inc or Append
+            Of a trait.
+        done : callable
+            Does it to a value that the trait shows.
+        """
+        trait, group = op.path[0], self._group()
+        if group is not None:
+            moved = self._moved(op, done, group)
+            assert moved is not None
+            self.owner._changed_here(trait, *moved, checked=False)
+            return
+        written = self._in_turn(lambda: self.connection.write(self.session, [op], authors=[self.hear]))
         with self._lock:
-            self._dirty[op.path[0]] = _Mark("local", causes.depth())
+            self._dirty[trait] = _Mark("local", causes.depth())
         try:
-            self.show(op.path[0])
+            self.show(trait)
+            # In another one's hold nothing of the room may be put in, and what this thread writes shows all the same.
+            moved = self._moved(op, done, None, written.version)
+            if moved is not None:
+                self.owner._changed_here(trait, *moved, checked=False)
         finally:
             for task in written.then:
                 task()
+
+    def _moved(
+        self, op: Inc | Append, done: Callable[[Any], Any], group: Group | None, version: int = UNSEEN
+    ) -> tuple[Any, Any] | None:
+        """Do it to what a trait shows, whoever else writes to it; the old value and the new, or None where it is in there."""
+        trait = op.path[0]
+        while True:
+            with self._lock:
+                shown, old = self._shown[trait], self.owner._trait_values.get(trait)
+                if group is None and (shown.version >= version or self._over or not (self._holds or self._writing)):
+                    return None
+            try:
+                raw, value = done(old), delta.apply(shown.value, op)
+            except (TypeError, SharedWidgetsError):
+                if group is not None:
+                    raise
+                # Another thread has put something else in; the room knows what comes of it.
+                return None
+            with self._lock:
+                if self._shown[trait] is not shown or self.owner._trait_values.get(trait) is not old:
+                    continue
+                if group is not None:
+                    self._put_of(group, trait, raw, value)
+                else:
+                    self._shown[trait] = Shown(value, shown.version)
+                    self.owner._trait_values[trait] = raw
+            if group is not None:
+                group.draft.do(self, op, shown.value, value)
+            return old, raw
+
+    def _in_turn(self, write: Callable[[], T]) -> T:
+        """Write, and where somebody else holds the lock, raise or take a turn, as the class says."""
+        try:
+            return write()
+        except Locked:
+            if not self.waits:
+                raise
+        with turns(self.session, [self.state]):
+            return write()
 
     def ask(self, op: Op, timeout: float) -> int | float | None:
         """Write what shows nowhere before its verdict; with it, show what the room holds of this trait by then.
@@ -355,19 +387,21 @@ class Bridge:
         ------
         LinkTimeout, or what the server refused it with
         """
-        waits = [self.state] if self.waits else []
         try:
-            return in_turn(self.session, waits, lambda: verdicts.ask(self.connection, self.session, [op], timeout))
+            return self._in_turn(lambda: verdicts.ask(self.connection, self.session, [op], timeout))
         finally:
             self._answered(op)
 
     async def ask_async(self, op: Op, timeout: float) -> int | float | None:
         """`ask` that lets the caller's loop run meanwhile."""
-        waits = [self.state] if self.waits else []
         try:
-            return await in_turn_async(
-                self.session, waits, lambda: verdicts.ask_async(self.connection, self.session, [op], timeout)
-            )
+            try:
+                return await verdicts.ask_async(self.connection, self.session, [op], timeout)
+            except Locked:
+                if not self.waits:
+                    raise
+            async with turns_async(self.session, [self.state]):
+                return await verdicts.ask_async(self.connection, self.session, [op], timeout)
         finally:
             self._answered(op)
 
@@ -375,19 +409,22 @@ class Bridge:
         """What the verdict is about may not have been noted yet by the thread that brings it."""
         with self._lock:
             self._dirty.setdefault(op.path[0], _Mark("remote"))
-        self.show(op.path[0])
+        try:
+            self.show(op.path[0])
+        except Exception:
+            # Whoever asked has an answer to get, whatever an observer makes of it.
+            log.exception("an observer of a shared state raised")
 
     def _show_late(self) -> None:
         """What came while nothing might be put in is due; a thread that waits for it may have looked too early."""
         self.delivery.ring()
         self.connection.stir(self.session)
 
-    def _book(self, trait: str, value: Value, ops: Iterable[Op], version: int, shared: bool = False) -> None:
+    def _book(self, trait: str, value: Value, ops: Iterable[Op], version: int) -> None:
         """Note what a trait shows after an own write."""
         self._fits(trait)
-        if shared or any(len(op.path) > 1 or isinstance(op, (Inc, Append)) for op in ops):
-            # Keys are written one by one, and to a sum or list is added: of what the author did not touch, the room may hold
-            # something else than was seen.
+        if any(len(op.path) > 1 for op in ops):
+            # Keys are written one by one: of those the author did not touch, the room may hold something else than was seen.
             self._shown[trait] = Shown(value, version - 1)
             self._dirty.setdefault(trait, _Mark("remote"))
         else:
@@ -407,11 +444,6 @@ class Bridge:
             with self._lock:
                 self._assigning -= 1
 
-    @property
-    def grouped(self) -> bool:
-        """Whether writes are being kept for one entry."""
-        return self._group is not None
-
     @contextmanager
     def holding(self) -> Iterator[None]:
         """Nothing remote is put in meanwhile; what came is shown afterwards."""
@@ -426,115 +458,106 @@ class Bridge:
             if missed:
                 self._show_late()
 
-    @contextmanager
-    def group(self, undone_by: type[BaseException] | tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-        """The writes made meanwhile, by whichever thread, are one entry.
+    # --- writes that are kept back
+
+    @property
+    def grouped(self) -> bool:
+        """Whether somebody keeps writes back."""
+        return bool(self._groups)
+
+    def _group(self) -> Group | None:
+        return self._groups.get(host.owner()) if self._groups else None
+
+    def draft(self) -> Draft | None:
+        """Where the thread or task that runs keeps its writes."""
+        group = self._group()
+        return None if group is None else group.draft
+
+    def open_group(self, draft: Draft) -> Group:
+        """Keep back what this thread or task writes, in a draft, which is that of the group it is in already."""
+        me = host.owner()
+        outer = self._groups.get(me)
+        if outer is None:
+            draft.join(self)
+        group = self._groups[me] = Group(draft, outer, [*draft.runs])
+        return group
+
+    def keep_group(self, group: Group, version: int) -> None:
+        """What was written in a group is in the replica, which has this version; in an outer group, it is that one's now."""
+        outer = group.outer
+        with self._lock:
+            if outer is not None:
+                for trait, shown in group.put.items():
+                    outer.before.setdefault(trait, group.before[trait])
+                    outer.put[trait] = shown
+            elif not self._over:
+                for trait, shown in group.put.items():
+                    self._keep(group, trait, shown, version)
+        self._leave(group)
+
+    def _keep(self, group: Group, trait: str, shown: Shown, version: int) -> None:
+        if group.parked or self._shown[trait] is not shown:
+            # It waited, or another thread wrote meanwhile.
+            self._dirty.setdefault(trait, _Mark("local", causes.depth()))
+            return
+        self._fits(trait)
+        # Of what the author did not touch, the room may hold something else than was seen.
+        at = version - 1 if version != UNSEEN else UNSEEN
+        self._shown[trait] = Shown(shown.value, at)
+        self._dirty.setdefault(trait, _Mark("remote"))
+
+    def undo_group(self, group: Group, raw: Mapping[str, Any]) -> None:
+        """Nothing of a group was written.
 
         Parameters
         ----------
-        undone_by : exception class or tuple of them
-            After which the owner puts back what was assigned, and nothing is sent: `TraitError` for traitlets' hold. After
-            others what was assigned is sent all the same.
+        raw : mapping
+            What the traits held before, as far as the owner kept it; of others the room tells.
         """
-        level = self.open_group(owned=False)
-        if level is None:
-            # Another thread's transaction is open: what this one writes goes by itself.
-            yield
+        group.draft.undo(group.runs, self)
+        self._take_back(group, raw)
+
+    def park_group(self, group: Group, raw: Mapping[str, Any]) -> None:
+        """A group waits for its turn: its traits show what they did before, and afterwards what the room makes of it."""
+        group.parked = True
+        self._take_back(group, raw)
+
+    def _take_back(self, group: Group, raw: Mapping[str, Any]) -> None:
+        """Traits show what they did before, unless another thread has written to them."""
+        with self._lock:
+            for trait, shown in group.put.items():
+                if self._shown[trait] is not shown or self._over:
+                    continue
+                if trait in raw:
+                    self._shown[trait] = group.before[trait]
+                    self.owner._trait_values[trait] = raw[trait]
+                else:
+                    self._shown[trait] = Shown(shown.value, UNSEEN)
+                    self._dirty[trait] = _Mark("rollback", causes.depth())
+        self._leave(group)
+
+    def _leave(self, group: Group) -> None:
+        for owner, innermost in list(self._groups.items()):
+            if innermost is group:
+                if group.outer is None:
+                    del self._groups[owner]
+                else:
+                    self._groups[owner] = group.outer
+
+    def adopt(self, trait: str, value: Value) -> None:
+        """Another object has written this in the same transaction: it shows here too."""
+        group, shared = self._group(), self.traits.get(trait)
+        if group is None or shared is None:
             return
         try:
-            yield
-        except BaseException as error:
-            if isinstance(error, undone_by):
-                self.undo_group(level, "remote")
-            else:
-                self._send_group(level, undone_by)
-            raise
-        self._send_group(level, undone_by)
-
-    def _send_group(self, level: Level, undone_by: type[BaseException] | tuple[type[BaseException], ...]) -> None:
-        try:
-            ops = self.close_group(level, send=True)
-            written = self._written(ops, group=True) if ops else Written(UNSEEN, [])
-        except BaseException as error:
-            if isinstance(error, undone_by):
-                self.undo_group(level, "rollback")
-            else:
-                self._end_unsent(level, dict(level.now), "rollback", undone=False)
-            raise
-        self.keep_group(level, written.version)
-        for task in written.then:
-            task()
-
-    def open_group(self, *, owned: bool) -> Level | None:
-        """Keep writes back; None when another thread or task has a group of its own open.
-
-        Parameters
-        ----------
-        owned : bool
-            Whether only the writes of this thread or task belong to it.
-        """
-        with self._lock:
-            if self._group is not None and not self._in_group():
-                return None
-            level = Level(self._group, set(self._said_again), dict(self._shown), dict(self._stated))
-            if self._group is None:
-                self._group = {}
-                self._group_owner = host.owner() if owned else None
-            else:
-                self._group = dict(self._group)
-            return level
-
-    def close_group(self, level: Level, *, send: bool) -> list[Op]:
-        """End a group; the ops of it, from what the traits showed before to what they show now. None of one inside another."""
-        if level.outer is not None or level.ended:
-            return []
-        with self._lock:
-            level.ended = True
-            level.before, self._group = self._group or {}, None
-            again, self._said_again = self._said_again, set()
-            stated, self._stated = self._stated, {}
-            level.said = again if send else set()
-            level.now = {trait: self._shown[trait].value for trait in {**level.before, **dict.fromkeys(level.said)}}
-        if send:
-            with self.connection.lock:
-                for trait, value in level.now.items():
-                    if trait in level.said or not same(level.before[trait], value):
-                        before = level.before.get(trait, value)
-                        made = stated.get(trait) or self.session.replica.assign(self.state, trait, before, value)
-                        if made:
-                            level.made[trait] = made
-        return [op for made in level.made.values() for op in made]
-
-    def keep_group(self, level: Level, version: int) -> None:
-        """What was sent of a group that has ended is in the replica, which has this version."""
-        with self._lock:
-            for trait, made in level.made.items():
-                if not self._over and (trait in level.said or self._shown[trait].version == UNSEEN):
-                    self._book(trait, level.now[trait], made, version, shared=True)
-        rest = {trait: level.now[trait] for trait in level.before.keys() - level.made.keys()}
-        self._end_unsent(level, rest, "remote", undone=False)
-
-    def undo_group(self, level: Level, origin: ChangeOrigin) -> None:
-        """Nothing of a group counts, and its owner has put back what was there."""
-        if level.outer is None:
-            self.close_group(level, send=False)
-            self._end_unsent(level, dict(level.now), origin, undone=True)
+            raw = self.owner._accepted(trait, shared.from_wire(value, self.owner))
+        except Exception:
+            # This class does not take it, which is said when it comes from the room.
             return
         with self._lock:
-            if self._group is None:
-                # The outer one has ended first, on another thread: it has sent what there was.
-                return
-            for trait in self._group:
-                self._shown[trait] = level.shown[trait]
-            self._group, self._said_again, self._stated = level.outer, level.again, level.stated
-
-    def _end_unsent(self, level: Level, now: Mapping[str, Value], origin: ChangeOrigin, *, undone: bool) -> None:
-        """Nothing was sent of these traits, and the room may have moved on meanwhile: what it holds is shown again."""
-        with self._lock:
-            for trait, value in now.items():
-                if trait in level.before:
-                    self._shown[trait] = Shown(level.before[trait] if undone else value, UNSEEN)
-                    self._dirty.setdefault(trait, _Mark(origin, causes.depth()))
+            old = self.owner._trait_values.get(trait)
+            self._put_of(group, trait, raw, value)
+        self.owner._changed_here(trait, old, raw, checked=True)
 
     # --- from the room to the owner
 
@@ -603,10 +626,10 @@ class Bridge:
         if behind is not None:
             behind.take()
 
-    def settle(self) -> bool:
+    def settle(self, state: str | None) -> bool:
         """Show what the replica holds by now, telling nobody yet, for a lock just taken (G6); whether it may be shown."""
         with self._lock:
-            if self._over:
+            if self._over or state not in (None, self.state):
                 return True
             if self._holds or self._writing:
                 return False
@@ -646,11 +669,11 @@ class Bridge:
 
     def grouping(self) -> bool:
         """Whether the thread or task that runs keeps writes back."""
-        return self._group is not None and self._in_group()
+        return self._group() is not None
 
-    def part(self) -> Part | None:
+    def part(self, draft: Draft) -> Part:
         """What its object does in a transaction."""
-        return self.owner._part()
+        return self.owner._part(draft)
 
     def end(self) -> None:
         """Hear no more, and put nothing in any more. Never blocks on the server."""
@@ -806,14 +829,3 @@ class Bridge:
                 return
             with causes.reacting(Cause(event.depth, self.state, event.trait, event.actor)):
                 self.owner._tell(event)
-
-
-def _joined(earlier: Op | None, later: Op) -> tuple[Op | None, Op] | tuple[Op]:
-    """Two things that are done to one trait, as one where that is the same."""
-    match earlier, later:
-        case Inc(), Inc() if earlier.path == later.path:
-            return (msgspec.structs.replace(earlier, by=plus(earlier.by, later.by)),)
-        case Append(), Append() if earlier.path == later.path:
-            return (msgspec.structs.replace(earlier, items=(*earlier.items, *later.items)),)
-        case _:
-            return (earlier, later)

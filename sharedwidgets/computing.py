@@ -473,9 +473,14 @@ def changed(source: Any, name: str, origin: str, actor: Any) -> None:
         _tell(_dependents(source, (name,)), (origin, actor))
 
 
+def _in_hold(obj: Any) -> bool:
+    """Whether an object is being made, or some thread or task of this process is in a hold or transaction of it."""
+    return "notify_change" in obj.__dict__ or bool(obj.__dict__.get("_parts"))
+
+
 def settle(obj: Any) -> None:
     """A hold or transaction of this object is over: tell what was held back, and what was told of values that were undone."""
-    if "notify_change" in obj.__dict__:
+    if _in_hold(obj):
         # There is another one around it.
         return
     cells = obj.__dict__.get("_computed_cells")
@@ -666,7 +671,7 @@ class _Cell:
         owner = self.owner()
         if owner is None or not _made(owner):
             return
-        if "notify_change" in owner.__dict__:
+        if _in_hold(owner):
             self._held_back = cause
             return
         held_back, self._held_back = self._held_back, HERE

@@ -77,6 +77,7 @@ from sharedwidgets.errors import (
 if TYPE_CHECKING:
     from tornado.websocket import WebSocketClientConnection
 
+    from sharedwidgets.drafts import Draft
     from sharedwidgets.transactions import Part
 
 log = logging.getLogger("sharedwidgets")
@@ -115,14 +116,14 @@ class Wanted:
 class Linked(Protocol):
     """An object of this process that is linked to a room."""
 
-    def settle(self) -> bool:
-        """Show what the replica holds by now, silently; whether that may be done now."""
+    def settle(self, state: str | None) -> bool:
+        """Show what the replica holds of a state by now, or of all, silently; whether that may be done now."""
 
     def grouping(self) -> bool:
         """Whether the thread or task that runs keeps writes of it back."""
 
-    def part(self) -> Part | None:
-        """What it does in a transaction of the room; None when it takes part in this one already."""
+    def part(self, draft: Draft) -> Part:
+        """What it does in a transaction of the room."""
 
 
 class Session:
@@ -154,17 +155,17 @@ class Session:
         self.listeners: list[Listener] = []
         # What the objects of this process that link a state have in common, by a name of its maker's choice.
         self.common: dict[str, Any] = {}
-        # The ops written through handles in open transactions, by the thread or task that opened them.
-        self.groups: dict[tuple[int, int], list[Op]] = {}
+        # What is written in open transactions of the room, by the thread or task that opened them.
+        self.groups: dict[tuple[int, int], Draft] = {}
         # The objects of this process that are linked to the room.
         self.linked: list[Linked] = []
         # Joins that were answered, and hold once the replica reached their seq.
         self.answered: list[tuple[int, _Request]] = []
 
-    def settle(self) -> bool:
-        """Have every object of this process show what the replica holds by now (G6); whether all of them do."""
+    def settle(self, state: str | None) -> bool:
+        """Have the objects of this process show what the replica holds of a state by now, or of all (G6); whether they do."""
         # Each of them, whatever the one before could do.
-        shown = [item.settle() for item in [*self.linked]]
+        shown = [item.settle(state) for item in [*self.linked]]
         return all(shown)
 
     def grouping(self) -> bool:

@@ -144,7 +144,7 @@ class Lock:
         self._tenure = leases.acquire(self._connection, self._session, self._name, seconds, self._lease)
         try:
             deadline = time.monotonic() + seconds
-            while not self._session.settle():
+            while not self._session.settle(self._covers):
                 if time.monotonic() > deadline:
                     raise LockTimeout(_HOLD, room=self._session.room)
                 time.sleep(_LOOK_SECONDS)
@@ -197,7 +197,7 @@ class Lock:
         self._tenure = await leases.acquire_async(self._connection, self._session, self._name, seconds, self._lease)
         try:
             deadline = time.monotonic() + seconds
-            while not self._session.settle():
+            while not self._session.settle(self._covers):
                 if time.monotonic() > deadline:
                     raise LockTimeout(_HOLD, room=self._session.room)
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -227,6 +227,11 @@ class Lock:
         leases.abandon(self._connection, self._session, self._given())
 
     # --- order
+
+    @property
+    def _covers(self) -> str | None:
+        """The state whose traits it covers; the lock of a name may stand for anything in the room."""
+        return self._name.name if self._name.kind == "state" else None
 
     @property
     def order(self) -> tuple[str, str]:

@@ -22,8 +22,9 @@ from sharedwidgets.core.protocol import REACTS, Append, Inc, LastChange, LockNam
 from sharedwidgets.core.replica import Change, News, Refused
 from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
+from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, ValueMismatch, from_code
-from sharedwidgets.transactions import Part, transaction, writer
+from sharedwidgets.transactions import Part, nowhere, transaction, writer
 from sharedwidgets.verdicts import ANSWER_SECONDS
 
 if TYPE_CHECKING:
@@ -175,27 +176,28 @@ class Room(Mapping[str, "RoomState"]):
     def transaction(self) -> Iterator[None]:
         """Make the writes of this thread or task to this room one entry: all or nothing, and nothing at all on an exception.
 
-        Every `SharedState` of this process that is linked to the room takes part.
+        Every `SharedState` of this process that is linked to the room takes part. Inside of another one it can be undone by
+        itself, and is part of that one otherwise.
 
         Raises
         ------
         RuntimeError
-            One of them is in a transaction of its own: open this one around it.
+            One of them is in a transaction or hold of its own: open this one around it.
         Locked
             Somebody else holds the lock of one of the states; nothing is written.
         """
         self._check_open()
-        if self.grouping():
-            yield
-            return
-        linked = [item for item in [*self._session.linked] if not isinstance(item, Room) or item is self]
-        parts = [part for part in [item.part() for item in linked] if part is not None]
-        with transaction(parts, writer(self._session, parts, self._hear)):
+        session = self._session
+        outer = session.groups.get(host.owner())
+        draft = Draft() if outer is None else outer
+        others = [item.part(draft) for item in [*session.linked] if not isinstance(item, Room)]
+        parts = [_RoomPart(self, draft), *others]
+        with transaction(parts, nowhere if outer is not None else writer(session, draft, parts, self._hear)):
             yield
 
     # --- what a transaction and a lock of this process ask of it
 
-    def settle(self) -> bool:
+    def settle(self, state: str | None) -> bool:
         """What is read is always the newest."""
         return True
 
@@ -203,9 +205,9 @@ class Room(Mapping[str, "RoomState"]):
         """Whether the thread or task that runs has a transaction open."""
         return host.owner() in self._session.groups
 
-    def part(self) -> Part:
+    def part(self, draft: Draft) -> Part:
         """What this handle does in a transaction of the room."""
-        return _RoomPart(self)
+        return _RoomPart(self, draft)
 
     def lock(self, name: str, timeout: float = 30.0, lease: float | None = None) -> Lock:
         """A lock of this name, known to everyone in the room; it covers nothing by itself.
@@ -300,12 +302,14 @@ class Room(Mapping[str, "RoomState"]):
 
     def _write(self, ops: list[Op]) -> None:
         """Send ops, or keep them for the transaction of this thread."""
-        grouped = self._session.groups.get(host.owner())
-        if grouped is None:
+        draft = self._session.groups.get(host.owner())
+        if draft is None:
             self._send(ops, group=len(ops) > 1)
-        else:
-            self._check_open()
-            grouped += ops
+            return
+        self._check_open()
+        for op in ops:
+            before = self._read(op.state, op.path[0])
+            draft.do(self._session, op, before, delta.apply(before, op))
 
     def _send(self, ops: list[Op], *, group: bool) -> None:
         self._check_open()
@@ -327,10 +331,8 @@ class Room(Mapping[str, "RoomState"]):
     def _read(self, state: str, trait: str) -> Value:
         with self._connection.lock:
             value = self._session.replica.value(state, trait)
-        for op in self._session.groups.get(host.owner(), ()):
-            if (op.state, op.path[0]) == (state, trait):
-                value = delta.apply(value, op)
-        return value
+        draft = self._session.groups.get(host.owner())
+        return value if draft is None else draft.read(state, trait, value)
 
     def _traits(self, state: str) -> list[str]:
         with self._connection.lock:
@@ -399,31 +401,35 @@ class Room(Mapping[str, "RoomState"]):
 
 
 class _RoomPart:
-    """What is written through one handle in a transaction of its room."""
+    """What is written through handles in a transaction of a room, and where everybody's writes are kept."""
 
     waits = ""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, room: Room, draft: Draft) -> None:
+        self._groups = room._session.groups
+        self._draft = draft
         self._me = host.owner()
+        self._outer = self._groups.get(self._me)
+        self._runs = [*draft.runs]
 
     def begin(self) -> None:
-        self._room._session.groups[self._me] = []
+        self._groups[self._me] = self._draft
 
     def check(self) -> bool:
         return False
-
-    def gather(self) -> list[Op]:
-        return self._room._session.groups[self._me]
 
     def keep(self, version: int) -> None:
         """The replica is what is read."""
 
     def undo(self) -> None:
-        """Nothing was shown."""
+        self._draft.undo(self._runs)
+
+    def park(self) -> None:
+        """Nothing is shown."""
 
     def end(self) -> None:
-        del self._room._session.groups[self._me]
+        if self._outer is None:
+            del self._groups[self._me]
 
     def tell(self) -> None:
         """Own writes are no news to a handle."""

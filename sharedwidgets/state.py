@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -23,16 +23,17 @@ from traitlets.utils.bunch import Bunch
 from sharedwidgets import bundle, cells, computing, discovery, host, reactions
 from sharedwidgets.atomic import AtomicOps
 from sharedwidgets.bridge import Bridge, Event
-from sharedwidgets.connection import Connection, Session, Wanted, Written, shared
-from sharedwidgets.core.protocol import REACTS, LastChange, LockName, Member, Op, Problem, TraitSchema
+from sharedwidgets.connection import Connection, Session, Wanted, shared
+from sharedwidgets.core.protocol import REACTS, LastChange, LockName, Member, Problem, TraitSchema
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
+from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Forbidden, InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
-from sharedwidgets.parts import StatePart
+from sharedwidgets.parts import StatePart, SyncPart
 from sharedwidgets.reactions import Reaction
 from sharedwidgets.room import Room
 from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, is_private, prepared, shared_trait
-from sharedwidgets.transactions import UNSEEN, Part, transaction, writer
+from sharedwidgets.transactions import Part, nowhere, transaction, writer
 
 if TYPE_CHECKING:
     from sharedwidgets.locks import LocalLock, Lock
@@ -48,6 +49,10 @@ RESERVED = frozenset(
         "link_to", "link_to_async", "unlink", "linked_to", "linked_from", "room", "lock", "locked_by", "transaction",
         "increment", "increment_async", "compare_and_set", "compare_and_set_async", "append", "append_async", "last_change",
         "live", "pull", "flush", "changed", "wait_until",
+        # What an object keeps under names that are not the class's.
+        "_bridge", "_private", "_handle", "_waiting", "_parts", "_unasked", "_mutex", "_shared_of", "_shared_traits",
+        "_computed_begun", "_computed_cells", "_computed_dependents", "_sharedwidgets_begun",
+        "_model_id", "_trait_values", "_trait_notifiers", "_trait_validators",
     }
 )  # fmt: skip
 # Of a state; that of its reactions has a few characters more.
@@ -149,7 +154,6 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     _options: ClassVar[dict[str, Any]] = {}
     _computed_traits: ClassVar[Mapping[str, computing.Computed[Any]]] = {}
     _leading: ClassVar[dict[str, Reaction]] = {}
-    _cross_validation_lock: bool
     _esm = bundle.stub()
     # The source of a view of the class's own, where it has one: the page module keeps the link and then lets it draw.
     _view_source: ClassVar[Any] = ""
@@ -162,8 +166,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     ) -> None:
         unknown = sorted(name for name in traits if not self.has_trait(name))
         if unknown:
-            there = ", ".join(sorted(set(self.trait_names()) - set(SharedState.class_trait_names())))
-            raise TypeError(f"{self._class_name()} has no trait {unknown[0]!r}; it has {there}")
+            raise TypeError(f"{self._class_name()} has no trait {unknown[0]!r}; it has {', '.join(self._own_traits())}")
         for name in traits.keys() & self._computed_traits.keys():
             raise TypeError(f"{self._class_name()}.{name} is computed and takes no first value; give the traits it is made of")
         if room is not None:
@@ -172,7 +175,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         self._private: dict[str, Any] = {}
         self._handle: Room | None = None
         self._waiting: threading.Event | None = None
-        self._in_transaction: tuple[int, int] | None = None
+        # By thread or task: the innermost transaction or hold of traitlets that it is in.
+        self._parts: dict[tuple[int, int], StatePart] = {}
         super().__init__(_view_esm=bundle.source(self._view_source), **traits)
         self.on_msg(send_module)
         self._say_link()
@@ -327,32 +331,41 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make the assignments one entry: all or nothing. On any exception they are undone and nobody is told.
+        """Make the assignments of this thread or task one entry: all or nothing.
 
-        Observers hear at the end, of final values only.
+        On any exception they are undone, and nobody is told. Observers hear at the end, of final values only. Inside of another
+        transaction or a hold it can be undone by itself, and is part of that one's entry otherwise.
         """
-        if self._in_transaction == host.owner():
-            yield
-            return
-        part = StatePart(self)
-        bridge = self._bridge
-        with transaction([part], writer(bridge.session, [part], bridge.hear) if bridge is not None else _nowhere):
+        with self._together(StatePart, BaseException):
             yield
 
-    def _part(self) -> Part | None:
+    def _together(
+        self, kind: type[SyncPart], undone_by: type[BaseException] | tuple[type[BaseException], ...]
+    ) -> AbstractContextManager[None]:
+        """What this thread or task writes from here on is one entry, or part of that it is in already."""
+        bridge = self._bridge
+        draft = None if bridge is None else bridge.draft()
+        if bridge is None or draft is not None:
+            return transaction([kind(self, draft or Draft())], nowhere, undone_by)
+        draft = Draft()
+        part = kind(self, draft)
+        return transaction([part], writer(bridge.session, draft, [part], bridge.hear), undone_by)
+
+    def _part(self, draft: Draft) -> Part:
         """What this object does in a transaction of its room.
 
         Raises
         ------
         RuntimeError
-            It is in a transaction of its own already.
+            It is in a transaction or hold of its own already.
         """
-        if self._in_transaction == host.owner():
+        mine = None if self._bridge is None else self._bridge.draft()
+        if mine not in (None, draft):
             raise RuntimeError(
                 f"open the transaction of the room around that of the {self._class_name()}, not inside of it: one entry cannot "
                 "be half of another"
             )
-        return StatePart(self)
+        return StatePart(self, draft)
 
     def pull(self: Self) -> Self:
         """Show what has come from the room by now: for a loop in a busy cell. Returns the object itself."""
@@ -427,15 +440,19 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         return came
 
     def last_change(self, trait: str) -> LastChange | None:
-        """Who made or changed a trait last, in which entry and when; None while unlinked.
+        """Who made or changed a trait last, in which entry and when; None while unlinked, and for private traits.
 
         Returns
         -------
         LastChange or None
             ``actor`` (``kind``, ``user``, ``kernel_id``, ``id``; established by the server), ``seq``, and ``at`` in seconds
             since 1970 by the server's clock.
+
+        Raises
+        ------
+        NoSuchTrait
         """
-        bridge = self._bridge
+        bridge = self._linked_by(trait)
         if bridge is None:
             return None
         with bridge.connection.lock:
@@ -465,7 +482,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             super()._notify_trait(name, old_value, new_value)
             return
         try:
-            then = bridge.write(name, new_value, bridge.check(name, new_value))
+            old_value, then = bridge.write(name, old_value, new_value)
         except BaseException:
             # Unless another thread has put something newer in meanwhile.
             if self._trait_values.get(name) is new_value:
@@ -482,16 +499,24 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
     def notify_change(self, change: Bunch) -> None:
         """Send a private trait to the own views, and tell observers; ``origin`` is part of every change."""
-        # The first event after a hold: what was assigned in it leaves before anybody hears of it, and may wait for it (H29).
-        sending = self.__dict__.pop("_sending", None)
-        if sending is not None:
-            sending.close()
         change.setdefault("origin", "local")
         change.setdefault("actor", None)
+        if self.__dict__.get("_parts") and self._keep_back(change):
+            return
         if "_computed_dependents" in self.__dict__:
             self._told(change)
         else:
             super().notify_change(change)
+
+    def _keep_back(self, change: Bunch, *, checked: bool = False) -> bool:
+        """Keep a change back for the transaction or hold that this thread or task is in; whether it is in one."""
+        mine = self._parts.get(host.owner())
+        for part in list(self._parts.values()):
+            if part is not mine:
+                part.meanwhile(change)
+        if mine is not None:
+            mine.hold(change, checked=checked)
+        return mine is not None
 
     def _told(self, change: Bunch) -> None:
         """Tell a change, also during a hold, and then what is computed of the trait."""
@@ -511,52 +536,41 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             computing.check_assignment(self, name)
         super().set_trait(name, value)
 
-    @contextmanager
-    def hold_trait_notifications(self) -> Iterator[None]:
-        """traitlets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
-        if self._cross_validation_lock:
-            with super().hold_trait_notifications():
-                yield
-            return
-        bridge = self.__dict__.get("_bridge")
-        with ExitStack() as last, ExitStack() as sending:
-            last.enter_context(self._holding())
-            # Computed traits were not told meanwhile, or of values that are undone.
-            last.callback(computing.settle, self)
-            if bridge is None:
-                with super().hold_trait_notifications():
-                    yield
-                return
-            sending.enter_context(bridge.holding())
-            sending.enter_context(bridge.group(undone_by=t.TraitError))
-            self._sending = sending
-            try:
-                with super().hold_trait_notifications():
-                    yield
-            finally:
-                self.__dict__.pop("_sending", None)
+    @property
+    def _cross_validation_lock(self) -> bool:
+        """Whether traitlets asks no validators: this thread or task is in a hold or transaction, which asks at its end."""
+        found = self.__dict__
+        return bool(found.get("_parts") or found.get("_unasked")) and (
+            host.owner() in found.get("_parts", ()) or host.owner() in found.get("_unasked", ())
+        )
+
+    @_cross_validation_lock.setter
+    def _cross_validation_lock(self, locked: bool) -> None:
+        """Called by traitlets, while it makes an object or a default value."""
+        unasked: set[tuple[int, int]] = self.__dict__.setdefault("_unasked", set())
+        me = host.owner()
+        if not locked:
+            unasked.discard(me)
+        elif me not in self.__dict__.get("_parts", ()):
+            unasked.add(me)
 
     @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """Who is in a hold: no other thread or task begins a transaction in it, which would end with it."""
-        holders = self.__dict__.setdefault("_holders", [])
-        me = host.owner()
-        holders.append(me)
-        try:
+    def hold_trait_notifications(self) -> Iterator[None]:
+        """traitlets' hold, of this thread or task; what is assigned in it is one entry, and nothing remote is shown meanwhile.
+
+        As in traitlets, a `TraitError` undoes it and no other exception does.
+        """
+        if self._cross_validation_lock:
+            # It is in one already, or being made.
             yield
-        finally:
-            holders.remove(me)
+            return
+        with self._together(StatePart, t.TraitError):
+            yield
 
     @contextmanager
     def hold_sync(self) -> Iterator[None]:
-        """ipywidgets' hold; what is assigned in it is one entry in the room, and nothing remote is shown meanwhile."""
-        bridge = self.__dict__.get("_bridge")
-        with ExitStack() as stack:
-            stack.enter_context(self._holding())
-            if bridge is not None:
-                stack.enter_context(bridge.holding())
-                stack.enter_context(bridge.group())
-            stack.enter_context(super().hold_sync())
+        """ipywidgets' hold; what this thread or task assigns in it is one entry, and nothing remote is shown meanwhile."""
+        with self._together(SyncPart, ()), super().hold_sync():
             yield
 
     def add_traits(self, **traits: t.TraitType[Any, Any]) -> None:
@@ -770,11 +784,11 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             raise RuntimeError(f"{verb} outside of a transaction or hold: what was assigned in it has no room yet")
 
     def _grouping(self) -> bool:
-        return (
-            self._cross_validation_lock
-            or self._in_transaction is not None
-            or (self._bridge is not None and self._bridge.grouped)
-        )
+        return bool(self._parts) or (self._bridge is not None and self._bridge.grouped)
+
+    def _check_not_mine(self, verb: str) -> None:
+        if host.owner() in self._parts or (self._bridge is not None and self._bridge.grouping()):
+            raise RuntimeError(f"{verb} outside of a transaction or hold: it waits for an answer of the server")
 
     def _wanted(self) -> Wanted:
         """What the room needs to make the state: schemas and class defaults, ``@default`` methods included."""
@@ -810,6 +824,9 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         mode: Mode = cls._options.get("delivery", "main")
         return mode
 
+    def _own_traits(self) -> list[str]:
+        return sorted(set(self.trait_names()) - set(SharedState.class_trait_names()) - ANYWIDGET_TRAITS)
+
     def _shared(self) -> dict[str, SharedTrait]:
         """The shared traits of this object, by name."""
         found: dict[str, SharedTrait] | None = self.__dict__.get("_shared_traits")
@@ -836,6 +853,11 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
     def _cross_checked(self, name: str, value: Any) -> Any:
         return getattr(type(self), name)._cross_validate(self, value)
+
+    def _changed_here(self, name: str, old: Any, new: Any, *, checked: bool) -> None:
+        change = Bunch(name=name, old=old, new=new, owner=self, type="change", origin="local", actor=None)
+        if not self._keep_back(change, checked=checked):
+            self.notify_change(change)
 
     def _tell(self, event: Event) -> None:
         # Past the hold that another thread may have begun: at its end the change would be taken for one of its own (H3).
@@ -904,11 +926,6 @@ def send_module(widget: AnyWidget, content: Any, buffers: Any) -> None:
     """Answer a page whose server does not have the page module of this release."""
     if isinstance(content, dict) and content.get("sharedwidgets") == "module":
         widget.send({"sharedwidgets_module": bundle.module()})
-
-
-def _nowhere(ops: list[Op]) -> Written:
-    """An object that is not linked writes to no room."""
-    return Written(UNSEEN, [])
 
 
 def _differ(old: Any, new: Any) -> bool:

@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from sharedwidgets.connection import Listener, Session, Written
-from sharedwidgets.core.protocol import Op
-from sharedwidgets.turns import in_turn
+from sharedwidgets.drafts import Draft
+from sharedwidgets.errors import Locked
+from sharedwidgets.turns import turns
 
 # The version of a value that is in no replica: whatever the replica holds is newer.
 UNSEEN = -1
@@ -22,19 +23,19 @@ class Part(Protocol):
         """The state whose turn a write waits for, when somebody else holds its lock; empty when it does not wait."""
 
     def begin(self) -> None:
-        """Keep back what is written from here on, and tell nobody of it."""
+        """Keep back what this thread or task writes from here on, and tell nobody of it."""
 
     def check(self) -> bool:
         """Check what was written and not checked yet; whether there was any."""
-
-    def gather(self) -> list[Op]:
-        """Say which ops it is that was written."""
 
     def keep(self, version: int) -> None:
         """It is in the replica, which has this version."""
 
     def undo(self) -> None:
         """Nothing was written: everything is as it was."""
+
+    def park(self) -> None:
+        """Show what there is without these writes, while they wait for their turn."""
 
     def end(self) -> None:
         """Keep nothing back any more."""
@@ -44,21 +45,39 @@ class Part(Protocol):
 
 
 @contextmanager
-def transaction(parts: Sequence[Part], write: Callable[[list[Op]], Written]) -> Iterator[None]:
-    """Make what these objects write one push; after any exception they are as they were, and nobody is told."""
+def transaction(
+    parts: Sequence[Part],
+    write: Callable[[], Written],
+    undone_by: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+) -> Iterator[None]:
+    """Make what these objects write one push, or nothing at all: then they are as they were, and nobody is told.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        Who takes part.
+    write : callable
+        Sends what they keep back.
+    undone_by : exception class or tuple of them
+        By which of the exceptions of the body. After others what was written until then is sent all the same, unchecked.
+    """
     begun: list[Part] = []
-    written = Written(UNSEEN, [])
+    failed: BaseException | None = None
     try:
         for part in parts:
             part.begin()
             begun.append(part)
-        yield
-        # A validator may write to another of them.
-        while any(part.check() for part in parts):
-            pass
-        ops = [op for part in parts for op in part.gather()]
-        if ops:
-            written = write(ops)
+        try:
+            yield
+        except undone_by:
+            raise
+        except BaseException as error:
+            failed = error
+        else:
+            # A validator may write to another of them.
+            while any(part.check() for part in parts):
+                pass
+        written = write()
         for part in parts:
             part.keep(written.version)
     except BaseException:
@@ -73,17 +92,37 @@ def transaction(parts: Sequence[Part], write: Callable[[list[Op]], Written]) -> 
             telling.callback(task)
         for part in reversed(parts):
             telling.callback(part.tell)
+    if failed is not None:
+        raise failed
 
 
-def writer(session: Session, parts: Sequence[Part], author: Listener) -> Callable[[list[Op]], Written]:
-    """Writes to a room for these parts, and takes turns for those that wait. The author hears nothing of it.
+def nowhere() -> Written:
+    """What is in another one, or in no room, is not sent here."""
+    return Written(UNSEEN, [])
+
+
+def writer(session: Session, draft: Draft, parts: Sequence[Part], author: Listener) -> Callable[[], Written]:
+    """Writes a draft to a room for these parts, and takes turns for those that wait. The author hears nothing of it.
 
     Of several parts each hears of all, since one may show what another wrote.
     """
-    waits = {part.waits for part in parts if part.waits}
+    connection = session.connection
 
-    def write(ops: list[Op]) -> Written:
-        mine = waits & {op.state for op in ops}
-        return in_turn(session, mine, lambda: session.connection.write(session, ops, group=True, authors=[author]))
+    def write() -> Written:
+        with connection.lock:
+            ops = draft.ops(session.replica.assign)
+        if not ops:
+            return nowhere()
+        try:
+            return connection.write(session, ops, group=True, authors=[author])
+        except Locked:
+            waits = {part.waits for part in parts if part.waits} & {op.state for op in ops}
+            if not waits:
+                raise
+        # Whoever has the lock, or is before these in the queue, may be another thread that uses the same objects.
+        for part in parts:
+            part.park()
+        with turns(session, waits):
+            return connection.write(session, ops, group=True, authors=[author])
 
     return write

@@ -3,78 +3,69 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, ExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 from sharedwidgets.core.protocol import LockName
-from sharedwidgets.errors import Locked, LockLost, LockTimeout
+from sharedwidgets.errors import LockLost, LockTimeout
 
 if TYPE_CHECKING:
     from sharedwidgets.connection import Session
+    from sharedwidgets.core.claims import Tenure
 
 log = logging.getLogger("sharedwidgets")
-
-T = TypeVar("T")
 
 # How long a write waits for its turn.
 TURN_SECONDS = 5.0
 
 
-def in_turn(session: Session, waits: Collection[str], write: Callable[[], T]) -> T:
-    """Write; where somebody else holds a lock, take those of the states in `waits`, in their order, and write then.
+@contextmanager
+def turns(session: Session, states: Collection[str]) -> Iterator[None]:
+    """Hold the locks of these states, taken in their order.
 
     Raises
     ------
-    Locked
-        Nobody waits.
-    LockTimeout, LockLost
-        And whatever `write` raises.
+    LockTimeout
     """
-    try:
-        return write()
-    except Locked:
-        if not waits:
-            raise
     # Loaded by who locks: importing this library is to cost little.
     from sharedwidgets import leases
 
     connection = session.connection
-    with ExitStack() as turns:
-        for state in sorted(waits):
-            tenure = leases.acquire(connection, session, LockName(kind="state", name=state), TURN_SECONDS, None)
-            turns.callback(_given_back, leases.release, connection, session, tenure)
-        return write()
+
+    def give_back(tenure: Tenure) -> None:
+        with _written():
+            leases.release(connection, session, tenure, TURN_SECONDS)
+
+    with ExitStack() as held:
+        for state in sorted(states):
+            name = LockName(kind="state", name=state)
+            held.callback(give_back, leases.acquire(connection, session, name, TURN_SECONDS, None))
+        yield
 
 
-def _given_back(release: Callable[..., None], *of: Any) -> None:
-    """What was written is written: a lock lost under it the server answers with a refusal, and a late word ends by itself."""
-    try:
-        release(*of, TURN_SECONDS)
-    except (LockLost, LockTimeout) as error:
-        log.warning("%s", error)
-
-
-async def _given_back_async(release: Callable[..., Awaitable[None]], *of: Any) -> None:
-    try:
-        await release(*of, TURN_SECONDS)
-    except (LockLost, LockTimeout) as error:
-        log.warning("%s", error)
-
-
-async def in_turn_async(session: Session, waits: Collection[str], write: Callable[[], Awaitable[T]]) -> T:
-    """`in_turn` that lets the caller's loop run meanwhile."""
-    try:
-        return await write()
-    except Locked:
-        if not waits:
-            raise
+@asynccontextmanager
+async def turns_async(session: Session, states: Collection[str]) -> AsyncIterator[None]:
+    """`turns` that lets the caller's loop run meanwhile."""
     from sharedwidgets import leases
 
     connection = session.connection
-    async with AsyncExitStack() as turns:
-        for state in sorted(waits):
+
+    async def give_back(tenure: Tenure) -> None:
+        with _written():
+            await leases.release_async(connection, session, tenure, TURN_SECONDS)
+
+    async with AsyncExitStack() as held:
+        for state in sorted(states):
             name = LockName(kind="state", name=state)
-            tenure = await leases.acquire_async(connection, session, name, TURN_SECONDS, None)
-            turns.push_async_callback(_given_back_async, leases.release_async, connection, session, tenure)
-        return await write()
+            held.push_async_callback(give_back, await leases.acquire_async(connection, session, name, TURN_SECONDS, None))
+        yield
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """What was written is written: a lock lost under it the server answers with a refusal, and a late word ends by itself."""
+    try:
+        yield
+    except (LockLost, LockTimeout) as error:
+        log.warning("%s", error)

@@ -558,7 +558,7 @@ def test_s23_contexts_are_set_once_and_what_was_there_before_is_restored(
                 state.who = f"{outer} {inner}"
             with pytest.raises(ZeroDivisionError), GROUPS[outer](state), GROUPS[inner](state):
                 raise ZeroDivisionError
-            assert "notify_change" not in vars(state), (outer, inner)
+            assert not state._parts, (outer, inner)
             assert (state.count, state.other, state.who) == (number, number, f"{outer} {inner}")
             assert not state._grouping()
         one.flush()

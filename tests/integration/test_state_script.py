@@ -37,6 +37,7 @@ from sharedwidgets.errors import (
     InvalidToken,
     InvalidValue,
     LinkTimeout,
+    NoSuchTrait,
     Overloaded,
     RoomGone,
     SchemaConflict,
@@ -726,19 +727,18 @@ def test_another_threads_write_is_none_of_a_transactions(here: Link, there: Link
         one.count = 1
         with ThreadPoolExecutor(1) as pool:
             pool.submit(setattr, one, "other", 5).result(10)
-            with pytest.raises(RuntimeError, match="another thread or task"):
-                pool.submit(_transaction, one).result(10)
-        assert two.wait_until(lambda: two.other == 5, 10)
-        assert (two.count, seq(server, token)) == (0, 2)
+            pool.submit(_transaction, one).result(10)
+        assert two.wait_until(lambda: two.text == "theirs", 10)
+        assert (two.count, two.other, seq(server, token)) == (0, 6, 3)
         raise ZeroDivisionError
     one.flush()
-    assert (one.count, one.other, seq(server, token)) == (0, 5, 2)
-    assert heard.steps == [("other", 0, 5)]
+    assert (one.count, one.other, one.text, seq(server, token)) == (0, 6, "theirs", 3)
+    assert heard.steps == [("other", 0, 5), ("other", 5, 6)]
 
 
-def _transaction(state: SharedState) -> None:
+def _transaction(state: Counter) -> None:
     with state.transaction():
-        pass
+        state.other, state.text = 6, "theirs"
 
 
 @pytest.mark.asyncio
@@ -806,10 +806,16 @@ def test_a_transaction_with_more_ops_than_a_push_takes_raises_where_it_is_made(h
     one = here(Counter(), token)
     room = one.room
     assert room is not None
-    with pytest.raises(TooLarge, match=r"501 writes.*500"), room.transaction():
+    many = room.define("Many", **{f"t{number}": 0 for number in range(501)})
+    with pytest.raises(TooLarge, match=r"502 writes.*500"), room.transaction():
+        for number in range(501):
+            one.count = number
+            many[f"t{number}"] = 1
+    assert (one.count, many["t0"]) == (0, 0)
+    with room.transaction():
         for number in range(501):
             room["Counter"]["count"] = number
-    assert one.count == 0
+    assert one.count == 500
 
 
 def test_changed_outlives_the_loop_that_asked(here: Link, token: str) -> None:
@@ -1154,6 +1160,9 @@ def test_changes_say_where_they_come_from(here: Link, there: Link, server: LiveS
 def test_last_change_and_linked_from(here: Link, there: Link, token: str) -> None:
     before = time.time()
     one = here(Counter(), token)
+    with pytest.raises(NoSuchTrait, match=r"Counter has no trait 'cuont'; it has _salt, count"):
+        one.last_change("cuont")
+    assert one.last_change("draft") is None
     made = one.last_change("count")
     assert made is not None
     assert (made.seq, made.actor.id) == (1, one.linked_from[0].id)

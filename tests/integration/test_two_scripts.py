@@ -202,7 +202,7 @@ room._write([Set(state='Counter', path=('count',), value=501, if_rev=0)])  # of 
 def test_a_write_too_large_to_be_read_is_refused_at_its_author(live: LiveServer, token: str) -> None:
     """The server would end the connection on it, and again after each reconnect: nothing behind it would ever arrive."""
     with Script(live, begin(token)) as one:
-        one.run("c = room.define('Counter', text='', count=0)")
+        one.run("c = room.define('Counter', text='', count=0, **{f't{number}': '' for number in range(9)})")
         one.run("""
 def refused(work):
     try:
@@ -213,8 +213,8 @@ def refused(work):
 
 def many():
     with room.transaction():
-        for _ in range(9):
-            c['text'] = chr(1) * (1 << 19)
+        for number in range(9):
+            c[f't{number}'] = chr(1) * (1 << 19)
 
 told = [
     refused(lambda: c.update({'text': 'x' * (9 << 20)})),

@@ -20,7 +20,7 @@ from ipywidgets.widgets.trait_types import (
     datetime_serialization,
 )
 
-from sharedwidgets import SharedState
+from sharedwidgets import SharedState, background, computed
 from sharedwidgets.core.protocol import TraitSchema
 from sharedwidgets.core.values import same
 from sharedwidgets.errors import InvalidValue
@@ -275,6 +275,33 @@ def test_a_name_that_hides_one_of_ours_is_refused_and_says_what_to_do(name: str)
         TypeError, match=rf"Made\.{name} hides a name of SharedState; rename the trait, for example to {name}_value"
     ):
         type("Made", (SharedState,), {name: t.Int()})
+
+
+def test_no_trait_takes_the_place_of_what_an_object_keeps() -> None:
+    """`_private = t.Bool()` was taken, and the constructor failed with an error about a dict."""
+
+    class Used(SharedState):
+        x = t.Int(0)
+
+        @computed
+        def y(self) -> int:
+            return self.x
+
+        @background
+        async def work(self) -> None:
+            """It is begun, and notes itself."""
+
+    used = Used(x=1)
+    used.observe(lambda change: None, "y")
+    with used.lock(), used.transaction():
+        used.x = 2
+    used.work().cancel()
+    used.hold_sync().__enter__()
+    kept = set(vars(used)) - set(dir(SharedState))
+    assert {"_bridge", "_private", "_parts", "_mutex"} <= kept
+    for name in kept:
+        with pytest.raises(TypeError, match=f"hides a name of SharedState.*{name}_value"):
+            type("Made", (SharedState,), {name: t.Int()})
 
 
 def test_a_mixin_may_not_hide_them_either() -> None:
