@@ -97,15 +97,19 @@ class Kernel:
 
     def value(self, expression: str) -> Any:
         """What an expression is in the kernel; through JSON."""
-        asked = self.client.execute(
-            "import json as _json",
-            store_history=False,
-            stop_on_error=False,
-            user_expressions={"value": f"__import__('json').dumps({expression})"},
-        )
         # Its reply says all there is. Whether the kernel is idle again is told on another channel, where what was told while
         # nobody had subscribed, as after a restart, or under another request, as with subshells, never comes.
-        told = self._reply(str(asked), 30.0)["user_expressions"]["value"]
+        reply: Any = {"status": "aborted"}
+        while reply["status"] == "aborted":
+            # A kernel runs nothing of what it finds in its queue when a cell has failed, and says so.
+            asked = self.client.execute(
+                "import json as _json",
+                store_history=False,
+                stop_on_error=False,
+                user_expressions={"value": f"__import__('json').dumps({expression})"},
+            )
+            reply = self._reply(str(asked), 30.0)
+        told = reply["user_expressions"]["value"]
         while self.client.iopub_channel.msg_ready():
             self.client.get_iopub_msg(timeout=0)
         assert told["status"] == "ok", told
