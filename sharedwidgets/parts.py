@@ -10,6 +10,7 @@ from traitlets.utils.bunch import Bunch
 from sharedwidgets import computing, host
 from sharedwidgets.bridge import Bridge, Group
 from sharedwidgets.drafts import Draft
+from sharedwidgets.traits import differ
 
 
 class Object(Protocol):
@@ -141,7 +142,11 @@ class StatePart(SyncPart):
         names = [name for name in self._held if name not in self._checked | self._adopted and self._changed(name)]
         for name in names:
             self._checked.add(name)
-            self._owner.set_trait(name, self._owner._cross_checked(name, getattr(self._owner, name)))
+            value = getattr(self._owner, name)
+            final = self._owner._cross_checked(name, value)
+            # Another thread may have added to it meanwhile: what was not changed is not assigned.
+            if differ(value, final):
+                self._owner.set_trait(name, final)
         return bool(names)
 
     def keep(self, version: int) -> None:

@@ -32,7 +32,7 @@ from sharedwidgets.errors import Forbidden, InvalidValue, LinkTimeout, ServerNot
 from sharedwidgets.parts import StatePart, SyncPart
 from sharedwidgets.reactions import Reaction
 from sharedwidgets.room import Room
-from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, is_private, prepared, shared_trait
+from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, differ, is_private, prepared, shared_trait
 from sharedwidgets.transactions import Part, nowhere, transaction, writer
 
 if TYPE_CHECKING:
@@ -725,7 +725,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         for name, value in private.items():
             old = self._trait_values.get(name)
             self._trait_values[name] = value
-            if _differ(old, value):
+            if differ(old, value):
                 events.append(Bunch(name=name, old=old, new=value, owner=self, type="change", origin="local", restored=True))
         for event in events:
             self.notify_change(event)
@@ -860,7 +860,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             self.notify_change(change)
 
     def _tell(self, event: Event) -> None:
-        # Past the hold that another thread may have begun: at its end the change would be taken for one of its own (H3).
+        # Never kept back: it is no change that the thread or task which tells it has made (H3).
         self._told(
             Bunch(
                 name=event.trait,
@@ -926,14 +926,6 @@ def send_module(widget: AnyWidget, content: Any, buffers: Any) -> None:
     """Answer a page whose server does not have the page module of this release."""
     if isinstance(content, dict) and content.get("sharedwidgets") == "module":
         widget.send({"sharedwidgets_module": bundle.module()})
-
-
-def _differ(old: Any, new: Any) -> bool:
-    """Whether a change from one to the other is one, as traitlets sees it."""
-    try:
-        return old is not new and bool(old != new)
-    except Exception:
-        return True
 
 
 def _settle(future: asyncio.Future[Bunch], change: Bunch) -> None:

@@ -205,3 +205,11 @@ def _exact(from_json: Convert) -> Convert:
         return from_json({**value, "milliseconds": 0}, owner).replace(microsecond=round(value["milliseconds"] * 1000))
 
     return read
+
+
+def differ(old: Any, new: Any) -> bool:
+    """Whether a change from one to the other is one, as traitlets sees it."""
+    try:
+        return old is not new and bool(old != new)
+    except Exception:
+        return True

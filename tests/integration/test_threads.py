@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import traitlets as t
 from sharedwidgets import SharedState
 from sharedwidgets.errors import LockTimeout
 from sharedwidgets_server.testing import LiveServer
+from support.scale import scaled
 from support.scripts import Heard, eventually, seq, settled
 
 
@@ -31,6 +33,16 @@ class Shop(SharedState, delivery="thread"):
     def _even(self, proposal: Any) -> int:
         if proposal.value % 2:
             raise t.TraitError("sold in pairs")
+        return int(proposal.value)
+
+
+class Slow(SharedState, delivery="thread"):
+    x = t.Int(0)
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)  # type: ignore[assignment]
+
+    @t.validate("x")
+    def _check(self, proposal: Any) -> int:
+        type(self).meanwhile()
         return int(proposal.value)
 
 
@@ -111,6 +123,22 @@ def test_sums_inside_a_hold_and_beside_it_are_all_there(one: Shop, two: Shop, gr
             assert two.wait_until(lambda: two.stock == 400, 10)
     settled(one, two)
     assert (one.stock, two.stock) == (600, 600)
+
+
+@pytest.mark.parametrize("group", GROUPS[:2])
+def test_a_sum_that_comes_while_validators_are_asked_is_not_set_back(here: Link, two: Shop, group: str) -> None:
+    state, others = here(Slow()), [lambda: beside(lambda: state.increment("x"))]
+
+    def meanwhile() -> None:
+        if others:
+            others.pop()()
+
+    Slow.meanwhile = staticmethod(meanwhile)  # type: ignore[assignment]
+    with getattr(state, group)():
+        state.increment("x")
+    settled(state, two)
+    assert two.room is not None
+    assert (others, state.x, two.room["Slow"]["x"]) == ([], 2, 2)
 
 
 def test_a_sum_beside_a_transaction_shows_at_once_and_is_told(one: Shop, two: Shop) -> None:
@@ -450,3 +478,115 @@ def test_who_asks_within_bounds_may_do_so_beside_anothers_transaction(one: Shop)
         with pytest.raises(RuntimeError, match="outside of a transaction"):
             one.increment("stock", max=5)
     assert one.pull().stock == 1
+
+
+# --- all of it at once, at random
+
+
+class Mixed(SharedState, delivery="thread"):
+    total = t.Int(0)
+    left = t.Int(0)
+    right = t.Int(0)
+    notes = t.List()
+    own0 = t.Int(0)
+    own1 = t.Int(0)
+    own2 = t.Int(0)
+    own3 = t.Int(0)
+    own4 = t.Int(0)
+
+
+class Undone(Exception):
+    """Thrown into a transaction."""
+
+
+class Walk:
+    """What one thread does to an object, and what should come of it."""
+
+    def __init__(self, state: Mixed, name: str, seed: str) -> None:
+        self.state, self.name = state, name
+        self.chance = random.Random(f"{seed} {name}")
+        self.sum, self.items, self.own = 0, list[str](), 0
+
+    def steps(self, count: int) -> None:
+        """Sums, items, assignments and pairs, alone or together, some of them undone."""
+        for number in range(count):
+            how = self.chance.choice([None, None, "transaction", "hold_trait_notifications", "hold_sync", "undone", "inner"])
+            kept = (self.sum, [*self.items], self.own)
+            if how is None:
+                self.alone(number)
+            elif how == "undone":
+                with suppress(Undone), self.state.transaction():
+                    self.together(number)
+                    raise Undone
+                self.sum, self.items, self.own = kept
+            elif how == "inner":
+                with self.state.transaction():
+                    with suppress(Undone), self.state.transaction():
+                        self.together(number)
+                        raise Undone
+                    self.sum, self.items, self.own = kept
+                    self.together(number)
+            else:
+                with getattr(self.state, how)():
+                    self.together(number)
+
+    def alone(self, number: int) -> None:
+        """One write."""
+        match self.chance.randrange(3):
+            case 0:
+                by = self.chance.randrange(-9, 10)
+                self.state.increment("total", by)
+                self.sum += by
+            case 1:
+                self.state.append("notes", f"{self.name} {number}")
+                self.items.append(f"{self.name} {number}")
+            case 2:
+                self.own = self.chance.randrange(5)
+                setattr(self.state, f"own{self.name}", self.own)
+
+    def together(self, number: int) -> None:
+        """Several, of which two belong together."""
+        for _ in range(self.chance.randrange(4)):
+            self.alone(number)
+        self.state.left = self.state.right = self.chance.randrange(1000)
+
+
+@pytest.mark.parametrize("seed", range(scaled(100)))
+def test_g10_threads_of_two_clients_that_write_in_every_way_lose_nothing(
+    here: Link, server: LiveServer, token: str, seed: int
+) -> None:
+    """Every write that was not undone is there, pairs stay pairs, and all show what the room holds."""
+    one, other = here(Mixed()), here(Mixed())
+    two = Mixed().link_to(token, server=server.url, credential=server.token)
+    torn: list[Any] = []
+    far = two.room
+    assert far is not None
+
+    def look(change: Any) -> None:
+        if far["Mixed"]["left"] != far["Mixed"]["right"]:
+            torn.append(dict(far["Mixed"]))
+
+    two.observe(look, ["left", "right"])
+    walks = [
+        Walk(state, f"{place}", f"{seed}")  # several threads share an object, two objects share a process
+        for place, state in enumerate([one, one, one, other, two])
+    ]
+    with ThreadPoolExecutor(len(walks)) as pool:
+        for done in [pool.submit(walk.steps, 25) for walk in walks]:
+            done.result(60)
+    for state in (one, other, two):
+        state.flush()
+    settled(one, other, two)
+    assert torn == []
+    held = dict(far["Mixed"])
+    assert held["total"] == sum(walk.sum for walk in walks)
+    assert sorted(held["notes"]) == sorted(item for walk in walks for item in walk.items)
+    for walk in walks:
+        mine = [item for item in held["notes"] if item.startswith(f"{walk.name} ")]
+        assert mine == walk.items, "the writes of one thread stay in their order"
+        assert held[f"own{walk.name}"] == walk.own
+    assert held["left"] == held["right"]
+    for state in (one, other, two):
+        assert {name: getattr(state, name) for name in held} == held
+        bridge: Any = state._bridge
+        assert (state._parts, bridge._groups, bridge._holds, bridge._dirty, bridge.session.groups) == ({}, {}, 0, {}, {})
