@@ -51,7 +51,7 @@ RESERVED = frozenset(
         "live", "pull", "flush", "changed", "wait_until",
         # What an object keeps under names that are not the class's.
         "_bridge", "_private", "_handle", "_waiting", "_parts", "_unasked", "_mutex", "_shared_of", "_shared_traits",
-        "_computed_begun", "_computed_cells", "_computed_dependents", "_sharedwidgets_begun",
+        "_computed_begun", "_computed_dependents", "_computed_formulas", "_sharedwidgets_begun",
         "_model_id", "_trait_values", "_trait_notifiers", "_trait_validators",
     }
 )  # fmt: skip
@@ -529,6 +529,10 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         """traitlets' observe; computed traits are told of what differs from now on."""
         computing.attend(self, names)
         super().observe(handler, names, type)
+
+    def trait_values(self, **metadata: Any) -> dict[str, Any]:
+        """traitlets' values by name; a computed trait that cannot be computed now is left out, and raises where it is read."""
+        return computing.readable(self, self.trait_names(**metadata))
 
     def set_trait(self, name: str, value: Any) -> None:
         """traitlets' way to set a trait by its name, read-only ones too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextvars
 import functools
 import inspect
 import logging
@@ -86,6 +87,8 @@ class _Run:
     name: str
     asked: bool = False
     task: asyncio.Task[Any] | None = None
+    # Whose outcome its task awaits just now.
+    awaits: _Run | None = None
     # Raised, and not asked for so far.
     error: Exception | None = None
 
@@ -98,6 +101,8 @@ class _Run:
 
 
 _unsaid: set[_Run] = set()
+# Whose coroutine runs here; tasks that it starts inherit it, and are other tasks.
+_current: contextvars.ContextVar[_Run | None] = contextvars.ContextVar("sharedwidgets_work", default=None)
 
 
 class _Outcome(Future[Result]):
@@ -125,7 +130,8 @@ class _Outcome(Future[Result]):
 class Work(Generic[Result]):
     """What a method with `background` has begun: to be awaited, asked or cancelled, from any thread.
 
-    An exception that nobody asks for within a second is logged. Whoever is cancelled while he awaits it cancels it.
+    An exception that nobody asks for within a second is logged. Whoever is cancelled while he awaits it cancels it. Where it
+    awaits itself, or what awaits it, the ``await`` raises `RuntimeError`.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Result], name: str) -> None:
@@ -184,14 +190,36 @@ class Work(Generic[Result]):
         self._future.add_done_callback(lambda done: tell(self))
 
     def __await__(self) -> Generator[Any, None, Result]:
+        run = _current.get()
+        if run is None or run.task is not asyncio.current_task():
+            self._run.asked = True
+            return (yield from asyncio.wrap_future(self._future).__await__())
+        _check_no_circle(run, self._run)
         self._run.asked = True
-        return asyncio.wrap_future(self._future).__await__()
+        run.awaits = self._run
+        try:
+            return (yield from asyncio.wrap_future(self._future).__await__())
+        finally:
+            run.awaits = None
+
+
+def _check_no_circle(run: _Run, wanted: _Run) -> None:
+    """Raise where one of the two would wait for the other for ever."""
+    path = [run.name]
+    end: _Run | None = wanted
+    while end is not None and end is not run:
+        path.append(end.name)
+        end = end.awaits
+    if end is run:
+        how = "awaits itself" if end is wanted else "await each other"
+        raise RuntimeError(f"{' → '.join(path)} {how}, and would wait for ever: leave out this await")
 
 
 async def _watched(coroutine: Coroutine[Any, Any, Result], run: _Run, outcome: _Outcome[Result]) -> Result:
     """Run it, and see that what it raises is heard of."""
     run.task = asyncio.current_task()
     assert run.task is not None
+    _current.set(run)
     run.task.add_done_callback(outcome.end)
     try:
         return await coroutine

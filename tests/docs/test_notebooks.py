@@ -15,6 +15,29 @@ from sharedwidgets_server.testing import LiveServer
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
+# What the prose above or below a cell says that it shows.
+SHOWN = {
+    "01_first_link": {
+        "cell-3": "0",
+        "cell-7": "[(42, 'local')]",
+        "cell-9": "(42, '')",
+        "cell-11": "(5, 42)",
+    },
+    "02_two_notebooks": {"cell-5": "10"},
+    "03_locks_and_transactions": {
+        "cell-3": "9",
+        "cell-5": "8",
+        "cell-7": "(True, False, 'Ben')",
+        "cell-9": "('kernel', 18, None)",
+        "cell-11": "(1, 17, 0.5, ['1 to Ana'])",
+    },
+    "04_computed_reactions_background": {
+        "cell-3": "[(1.0, 9.0)]",
+        "cell-5": "(7.0, 3.0, 'kernel')",
+        "cell-7": "(3.162277660168379, True)",
+    },
+}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
@@ -29,6 +52,13 @@ def test_runs(path: Path, server: LiveServer, monkeypatch: pytest.MonkeyPatch) -
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    shown = {
+        cell.id: output.data["text/plain"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "execute_result"
+    }
+    assert {name: shown.get(name) for name in SHOWN[path.stem]} == SHOWN[path.stem]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -171,6 +171,91 @@ def test_it_cannot_wait_for_itself() -> None:
         Worker().wait_for_itself().result(5)
 
 
+class Circle(SharedState):
+    """Awaits what it is given; `both` holds two until each has the other."""
+
+    def __init__(self, **how: Any) -> None:
+        self.works: list[Work[Any]] = []
+        self.both = threading.Event()
+        super().__init__(**how)
+
+    @background
+    async def first(self) -> Any:
+        return await self.other(-1)
+
+    @background
+    async def second(self) -> Any:
+        return await self.other(0)
+
+    async def other(self, which: int) -> Any:
+        await asyncio.to_thread(self.both.wait, 5)
+        return await self.works[which]
+
+
+def test_what_awaits_itself_raises(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sharedwidgets.work.ASK_SECONDS", 0.0)
+    circle = Circle()
+    circle.works.append(circle.first())
+    circle.both.set()
+    # Nobody else has asked, so it is said.
+    eventually(lambda: caplog.records)
+    assert [record.getMessage() for record in caplog.records] == ["Circle.first raised, and nobody has asked for its outcome"]
+    with pytest.raises(RuntimeError, match=r"^Circle\.first awaits itself, and would wait for ever: leave out this await$"):
+        circle.works[0].result(5)
+
+
+def test_what_awaits_what_awaits_it_raises_in_one_of_them() -> None:
+    circle = Circle()
+    circle.works += [circle.first(), circle.second()]
+    circle.both.set()
+    for work in circle.works:
+        # The one that came last raises, and the other hears it from that one.
+        with pytest.raises(RuntimeError, match=r"(first → Circle\.second|second → Circle\.first) await each other"):
+            work.result(5)
+
+
+def test_a_task_it_leaves_behind_may_await_it() -> None:
+    class Parent(SharedState):
+        @background
+        async def begin(self, named: threading.Event) -> asyncio.Task[int]:
+            return asyncio.create_task(self.look(named))
+
+        @background
+        async def collect(self, child: asyncio.Task[int]) -> int:
+            return await child
+
+        async def look(self, named: threading.Event) -> int:
+            await asyncio.to_thread(named.wait, 5)
+            await self.work
+            return 4
+
+    parent, named = Parent(), threading.Event()
+    parent.work = parent.begin(named)
+    named.set()
+    assert parent.collect(parent.work.result(5)).result(5) == 4
+
+
+def test_one_it_has_awaited_may_await_it_later() -> None:
+    """A circle is one only while both wait."""
+
+    class Chain(SharedState):
+        @background
+        async def first(self) -> str:
+            await self.quick()
+            return "first"
+
+        @background
+        async def quick(self) -> None: ...
+
+        @background
+        async def last(self) -> str:
+            return await self.work
+
+    chain = Chain()
+    chain.work = chain.first()
+    assert chain.last().result(5) == "first"
+
+
 def test_cancelled_it_ends_at_its_next_await() -> None:
     worker = Worker()
     work = worker.wait()
