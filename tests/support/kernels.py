@@ -149,7 +149,10 @@ class Kernel:
     async def _listen(self, hear: Callable[[Message], None], ready: threading.Event, over: threading.Event) -> None:
         url = self.server.url.replace("http", "ws", 1) + f"api/kernels/{self.id}/channels"
         socket: WebSocketClientConnection = await websocket_connect(HTTPRequest(url, headers=self.server.headers))
-        ready.set()
+        # The server subscribes to what the kernel says after it has opened the socket: only what comes shows that it has. A busy
+        # kernel answers this too.
+        asked = self.client.session.msg("kernel_info_request", {})
+        await socket.write_message(json.dumps({**asked, "channel": "control"}, default=str))
         while not over.is_set():
             try:
                 frame = await asyncio.wait_for(socket.read_message(), 0.05)
@@ -158,7 +161,10 @@ class Kernel:
             if frame is None:
                 return
             if isinstance(frame, str):
-                hear(json.loads(frame))
+                message = json.loads(frame)
+                if message["channel"] == "iopub":
+                    ready.set()
+                hear(message)
         socket.close()
         while await socket.read_message() is not None:
             pass
