@@ -149,15 +149,7 @@ def comes_to(kernel: Kernel, expression: str, value: object) -> None:
 def listening(kernel: Kernel) -> Iterator[list[Message]]:
     """What the kernel's own pages hear from now on."""
     messages: list[Message] = []
-
-    def heard() -> bool:
-        # The server opens the channels of a kernel a while after it took the socket.
-        kernel.run("pass")
-        return any(message["msg_type"] == "execute_input" for message in messages)
-
     with kernel.listening(messages.append):
-        eventually(heard)
-        messages.clear()
         yield messages
 
 

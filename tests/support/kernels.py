@@ -149,8 +149,8 @@ class Kernel:
     async def _listen(self, hear: Callable[[Message], None], ready: threading.Event, over: threading.Event) -> None:
         url = self.server.url.replace("http", "ws", 1) + f"api/kernels/{self.id}/channels"
         socket: WebSocketClientConnection = await websocket_connect(HTTPRequest(url, headers=self.server.headers))
-        # The server subscribes to what the kernel says after it has opened the socket: only what comes shows that it has. A busy
-        # kernel answers this too.
+        # The server subscribes to what the kernel says after it has opened the socket, and only what comes shows that it has.
+        # A busy kernel answers this too.
         asked = self.client.session.msg("kernel_info_request", {})
         await socket.write_message(json.dumps({**asked, "channel": "control"}, default=str))
         while not over.is_set():
