@@ -22,7 +22,7 @@ class AtomicOps:
     """What `SharedState` offers beside assignment: no other write comes between reading and writing.
 
     Those that return something wait for the server, and show nothing before its answer. While the object is not linked, and
-    for private traits, they are exact among the threads of this process.
+    for private traits, they are exact among the threads of this process, as far as no transaction around one of them is undone.
     """
 
     if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from sharedwidgets.core.values import Value, same
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.drafts import Draft, Run
 from sharedwidgets.errors import InvalidValue, Locked, SharedWidgetsError
-from sharedwidgets.traits import SharedTrait
+from sharedwidgets.layers import Layers
+from sharedwidgets.traits import SharedTrait, differ
 from sharedwidgets.transactions import UNSEEN, Part
 from sharedwidgets.turns import turns, turns_async
 
@@ -41,6 +42,13 @@ class Shown(msgspec.Struct, frozen=True, eq=False):
 
     value: Value
     version: int
+
+
+class Look(NamedTuple):
+    """What a trait shows, to the room and to the user."""
+
+    shown: Shown
+    raw: Any
 
 
 class _Put(msgspec.Struct, frozen=True, eq=False):
@@ -89,11 +97,7 @@ class Group(msgspec.Struct, eq=False):
     outer: Group | None
     # What was in the draft before.
     runs: list[Run]
-    # Of each trait that was written: what it showed before, and what it was made to show last.
-    before: dict[str, Shown] = msgspec.field(default_factory=dict)
-    put: dict[str, Shown] = msgspec.field(default_factory=dict)
-    # It waits for its turn, and the traits show what there is without it.
-    parked: bool = False
+    wrote: set[str] = msgspec.field(default_factory=set)
 
 
 class Wrote(NamedTuple):
@@ -208,8 +212,9 @@ class Bridge:
         self._writing = 0
         # While above 0 a trait may hold what is not booked yet.
         self._assigning = 0
-        # By thread or task: what it keeps back.
+        # By thread or task: what it keeps back, and what that makes the traits show.
         self._groups: dict[tuple[int, int], Group] = {}
+        self._layers = Layers[Look]()
         self._warned: set[str] = set()
         self._local = threading.local()
 
@@ -237,40 +242,70 @@ class Bridge:
         ------
         InvalidValue, Locked, LockTimeout, and what `Connection.write` raises
         """
-        value = self.check(trait, raw)
-        self._local.wrote = True
-        group = self._group()
-        if group is not None:
-            self._keep_back(group, trait, raw, value)
-            return Wrote(old, [])
         with self._lock:
-            before = self._shown[trait].value
-        return self._send(trait, old, raw, before, value)
+            shown = self._shown[trait]
+        try:
+            value = self.check(trait, raw)
+            wrote: set[str] = getattr(self._local, "wrote", set())
+            wrote.add(trait)
+            group = self._group()
+            if group is not None:
+                self._keep_back(group, trait, old, raw, value)
+                return Wrote(old, [])
+            return self._send(trait, old, raw, shown.value, value)
+        except BaseException:
+            self._not_written(trait, shown, old, raw)
+            raise
 
     def write_again(self, trait: str, raw: Any) -> list[Callable[[], None]]:
         """The shown object was assigned once more: a write when the room has moved on under it (H1), or it was changed."""
         value = self.check(trait, raw)
         group = self._group()
-        if group is not None:
-            self._keep_back(group, trait, raw, value)
-            return []
         with self._lock:
-            before = self._shown[trait].value
-        return self._send(trait, raw, raw, before, value).then
+            shown = self._shown[trait]
+        if group is not None:
+            self._keep_back(group, trait, raw, raw, value)
+            return []
+        try:
+            return self._send(trait, raw, raw, shown.value, value).then
+        except BaseException:
+            self._not_written(trait, shown, raw, raw)
+            raise
 
-    def _keep_back(self, group: Group, trait: str, raw: Any, value: Value) -> None:
+    def _not_written(self, trait: str, shown: Shown, old: Any, raw: Any) -> None:
+        """An assignment raised. It shows what was there, and then what the room holds: an interrupt may come too late."""
+        with self._lock:
+            if self._shown[trait] is not shown or self._over:
+                return
+            if self.owner._trait_values.get(trait) is raw:
+                self.owner._trait_values[trait] = old
+            self._shown[trait] = Shown(shown.value, UNSEEN)
+            self._look_again(trait, "rollback")
+        self.delivery.ring()
+
+    def _keep_back(self, group: Group, trait: str, old: Any, raw: Any, value: Value) -> None:
         with self._lock:
             before = self._shown[trait]
-            again = same(before.value, value)
-            if not again:
-                self._put_of(group, trait, raw, value)
-        group.draft.set(self, self.state, trait, before.value, value, again=again)
+            if not same(before.value, value):
+                self._put_of(group, trait, old, raw, value)
+        group.draft.set(self, self.state, trait, before.value, value)
 
-    def _put_of(self, group: Group, trait: str, raw: Any, value: Value) -> None:
+    def _put_of(self, group: Group, trait: str, old: Any, raw: Any, value: Value) -> None:
         """A group makes a trait show this. The lock is held."""
-        group.before.setdefault(trait, self._shown[trait])
-        group.put[trait] = self._shown[trait] = Shown(value, UNSEEN)
-        self.owner._trait_values[trait] = raw
+        shown = Shown(value, UNSEEN)
+        self._layers.put(group, trait, Look(self._shown[trait], old), Look(shown, raw))
+        group.wrote.add(trait)
+        self._look(trait, Look(shown, raw))
+
+    def _look_again(self, trait: str, origin: ChangeOrigin) -> None:
+        """What the room holds is to be shown, also by one who has read it already and is about to. The lock is held."""
+        earlier = self._dirty.get(trait)
+        depth = 0 if origin == "remote" else causes.depth()
+        self._dirty[trait] = _Mark(origin, depth) if earlier is None else _Mark(earlier.origin, max(earlier.depth, depth))
+
+    def _look(self, trait: str, look: Look) -> None:
+        """A trait shows this. The lock is held."""
+        self._shown[trait], self.owner._trait_values[trait] = look
 
     def _send(self, trait: str, old: Any, raw: Any, before: Value, value: Value) -> Wrote:
         try:
@@ -299,6 +334,7 @@ class Bridge:
                 # Otherwise another thread was on the heels of this write, and what is shown is newer.
                 if not self._over and self._shown[trait].version <= written.version:
                     self._book(trait, value, ops, written.version)
+                    self._layers.forget(trait)
                     showed = self.owner._trait_values.get(trait)
                     if showed is not raw:
                         # It had to wait, and others have changed it meanwhile.
@@ -328,14 +364,18 @@ class Bridge:
             assert moved is not None
             self.owner._changed_here(trait, *moved, checked=False)
             return
-        written = self._in_turn(lambda: self.connection.write(self.session, [op], authors=[self.hear]))
-        with self._lock:
-            self._dirty[trait] = _Mark("local", causes.depth())
+        try:
+            written = self._in_turn(lambda: self.connection.write(self.session, [op], authors=[self.hear]))
+        finally:
+            # Also when it was interrupted: it may be written.
+            with self._lock:
+                self._dirty[trait] = _Mark("local", causes.depth())
         try:
             self.show(trait)
             # In another one's hold nothing of the room may be put in, and what this thread writes shows all the same.
             moved = self._moved(op, done, None, written.version)
-            if moved is not None:
+            # Unless another thread was faster: the last event must be of the last value.
+            if moved is not None and not differ(self.owner._trait_values.get(trait), moved[1]):
                 self.owner._changed_here(trait, *moved, checked=False)
         finally:
             for task in written.then:
@@ -362,10 +402,11 @@ class Bridge:
                 if self._shown[trait] is not shown or self.owner._trait_values.get(trait) is not old:
                     continue
                 if group is not None:
-                    self._put_of(group, trait, raw, value)
+                    self._put_of(group, trait, old, raw, value)
                 else:
-                    self._shown[trait] = Shown(value, shown.version)
-                    self.owner._trait_values[trait] = raw
+                    # What is undone under it leaves it there.
+                    self._layers.change(trait, lambda look: _added(look, op, done))
+                    self._look(trait, Look(Shown(value, shown.version), raw))
             if group is not None:
                 group.draft.do(self, op, shown.value, value)
             return old, raw
@@ -408,7 +449,7 @@ class Bridge:
     def _answered(self, op: Op) -> None:
         """What the verdict is about may not have been noted yet by the thread that brings it."""
         with self._lock:
-            self._dirty.setdefault(op.path[0], _Mark("remote"))
+            self._look_again(op.path[0], "remote")
         try:
             self.show(op.path[0])
         except Exception:
@@ -426,21 +467,21 @@ class Bridge:
         if any(len(op.path) > 1 for op in ops):
             # Keys are written one by one: of those the author did not touch, the room may hold something else than was seen.
             self._shown[trait] = Shown(value, version - 1)
-            self._dirty.setdefault(trait, _Mark("remote"))
+            self._look_again(trait, "remote")
         else:
             self._shown[trait] = Shown(value, version)
 
     @contextmanager
-    def assigning(self) -> Iterator[Callable[[], bool]]:
-        """Around an assignment: says whether it led to a write by this thread."""
-        outer = getattr(self._local, "wrote", False)
-        self._local.wrote = False
+    def assigning(self, trait: str) -> Iterator[Callable[[], bool]]:
+        """Around an assignment: says whether it led to a write to this trait by this thread."""
+        outer: set[str] = getattr(self._local, "wrote", set())
+        wrote = self._local.wrote = set[str]()
         with self._lock:
             self._assigning += 1
         try:
-            yield lambda: bool(self._local.wrote)
+            yield lambda: trait in wrote
         finally:
-            self._local.wrote = self._local.wrote or outer
+            self._local.wrote = outer
             with self._lock:
                 self._assigning -= 1
 
@@ -482,61 +523,99 @@ class Bridge:
         group = self._groups[me] = Group(draft, outer, [*draft.runs])
         return group
 
-    def keep_group(self, group: Group, version: int) -> None:
-        """What was written in a group is in the replica, which has this version; in an outer group, it is that one's now."""
-        outer = group.outer
-        with self._lock:
-            if outer is not None:
-                for trait, shown in group.put.items():
-                    outer.before.setdefault(trait, group.before[trait])
-                    outer.put[trait] = shown
-            elif not self._over:
-                for trait, shown in group.put.items():
-                    self._keep(group, trait, shown, version)
-        self._leave(group)
+    def keep_group(self, group: Group, version: int, *, told: bool) -> set[str]:
+        """What was written in a group is in the replica, which has this version; in an outer group, it is that one's now.
 
-    def _keep(self, group: Group, trait: str, shown: Shown, version: int) -> None:
-        if group.parked or self._shown[trait] is not shown:
-            # It waited, or another thread wrote meanwhile.
-            self._dirty.setdefault(trait, _Mark("local", causes.depth()))
+        Returns
+        -------
+        set of str
+            The traits that show what they did before, and of which the next `show` tells what the room makes of them.
+        """
+        late = set[str]()
+        with self.connection.lock:
+            now = {trait: self.session.replica.value(self.state, trait) for trait in group.wrote if self._known(trait)}
+        with self._lock:
+            if group.outer is not None:
+                self._layers.merge(group, group.outer)
+                group.outer.wrote |= group.wrote
+            elif not self._over:
+                late = {trait for trait, value in now.items() if not told and self._mixed(group, trait, value)}
+                for trait in group.wrote - late:
+                    self._keep(group, trait, version)
+                self._layers.keep(group)
+        self._leave(group)
+        return late
+
+    def _known(self, trait: str) -> bool:
+        state = self.session.replica.states.get(self.state)
+        return state is not None and trait in state.values
+
+    def _mixed(self, group: Group, trait: str, value: Value) -> bool:
+        """Whether what a group made a trait show is not what came of it, since others wrote too; keys of a dict are theirs."""
+        shown = self._shown[trait].value
+        if same(shown, value) or isinstance(value, dict) or not self._layers.shows(group, trait):
+            return False
+        below = self._layers.below(trait)
+        self._look(trait, Look(Shown(below.shown.value, UNSEEN), below.raw))
+        self._dirty[trait] = _Mark("local", causes.depth())
+        return True
+
+    def _keep(self, group: Group, trait: str, version: int) -> None:
+        if not self._layers.shows(group, trait):
+            # It had to wait, or another thread wrote meanwhile.
+            self._look_again(trait, "local")
             return
         self._fits(trait)
         # Of what the author did not touch, the room may hold something else than was seen.
-        at = version - 1 if version != UNSEEN else UNSEEN
-        self._shown[trait] = Shown(shown.value, at)
-        self._dirty.setdefault(trait, _Mark("remote"))
+        self._shown[trait] = Shown(self._shown[trait].value, version - 1 if version != UNSEEN else UNSEEN)
+        self._look_again(trait, "remote")
 
-    def undo_group(self, group: Group, raw: Mapping[str, Any]) -> None:
-        """Nothing of a group was written.
+    def undo_group(self, group: Group, *, told: bool) -> None:
+        """Nothing of a group was written: its traits show what they did before, unless another thread has written to them.
 
         Parameters
         ----------
-        raw : mapping
-            What the traits held before, as far as the owner kept it; of others the room tells.
+        told : bool
+            Whether observers know what they show now; then they hear what the room holds instead.
         """
         group.draft.undo(group.runs, self)
-        self._take_back(group, raw)
+        self._take_back(group, told)
 
-    def park_group(self, group: Group, raw: Mapping[str, Any]) -> None:
+    def park_group(self, group: Group, *, told: bool) -> None:
         """A group waits for its turn: its traits show what they did before, and afterwards what the room makes of it."""
-        group.parked = True
-        self._take_back(group, raw)
+        self._take_back(group, told)
 
-    def _take_back(self, group: Group, raw: Mapping[str, Any]) -> None:
-        """Traits show what they did before, unless another thread has written to them."""
+    def _take_back(self, group: Group, told: bool) -> None:
         with self._lock:
-            for trait, shown in group.put.items():
-                if self._shown[trait] is not shown or self._over:
+            for trait, below in self._layers.undo(group).items():
+                if self._over:
                     continue
-                if trait in raw:
-                    self._shown[trait] = group.before[trait]
-                    self.owner._trait_values[trait] = raw[trait]
-                else:
-                    self._shown[trait] = Shown(shown.value, UNSEEN)
+                if told:
+                    self._shown[trait] = Shown(self._shown[trait].value, UNSEEN)
                     self._dirty[trait] = _Mark("rollback", causes.depth())
+                    continue
+                self._look(trait, below.value)
+                if below.who is None:
+                    # What was there may have been another thread's that was on its way in, or out.
+                    self._shown[trait] = Shown(below.value.shown.value, UNSEEN)
+                    self._look_again(trait, "remote")
         self._leave(group)
 
+    def _all_groups(self) -> Iterator[Group]:
+        for group in list(self._groups.values()):
+            at: Group | None = group
+            while at is not None:
+                yield at
+                at = at.outer
+
     def _leave(self, group: Group) -> None:
+        if group.outer is None:
+            group.draft.clear()
+        for inner in self._all_groups():
+            # Generators may end in the order in which they began.
+            if inner.outer is group:
+                inner.outer = group.outer
+                inner.runs = [] if group.outer is None else inner.runs
         for owner, innermost in list(self._groups.items()):
             if innermost is group:
                 if group.outer is None:
@@ -556,7 +635,7 @@ class Bridge:
             return
         with self._lock:
             old = self.owner._trait_values.get(trait)
-            self._put_of(group, trait, raw, value)
+            self._put_of(group, trait, old, raw, value)
         self.owner._changed_here(trait, old, raw, checked=True)
 
     # --- from the room to the owner
@@ -706,7 +785,7 @@ class Bridge:
             except SharedWidgetsError:
                 now = None
             with self._lock:
-                current = self._shown[trait] is held
+                current = self._shown[trait] is held and not self._assigning
             if current and not same(now, held.value):
                 self._warned.add(trait)
                 found.append(trait)
@@ -829,3 +908,11 @@ class Bridge:
                 return
             with causes.reacting(Cause(event.depth, self.state, event.trait, event.actor)):
                 self.owner._tell(event)
+
+
+def _added(look: Look, op: Op, done: Callable[[Any], Any]) -> Look:
+    """What a trait would show after a sum or items; as it is, where it is nothing to add to."""
+    try:
+        return Look(Shown(delta.apply(look.shown.value, op), look.shown.version), done(look.raw))
+    except (TypeError, SharedWidgetsError):
+        return look

@@ -36,8 +36,6 @@ class Run(msgspec.Struct, frozen=True, eq=False):
         What the trait showed to the writer before and behind it.
     ops : tuple of Op, optional
         What was done; None when it was set to `value`.
-    again : bool
-        It was set to what it showed, which is a write where the room holds something else.
     """
 
     writer: object
@@ -46,7 +44,6 @@ class Run(msgspec.Struct, frozen=True, eq=False):
     before: Value
     value: Value
     ops: tuple[Op, ...] | None
-    again: bool = False
 
 
 class Draft:
@@ -62,14 +59,14 @@ class Draft:
         """An object shows what is written here from now on."""
         self._writers.append(writer)
 
-    def set(self, writer: object, state: str, trait: str, before: Value, value: Value, *, again: bool = False) -> None:
-        """A trait was assigned; with `again`, what it showed already."""
+    def set(self, writer: object, state: str, trait: str, before: Value, value: Value) -> None:
+        """A trait that showed `before` was assigned."""
         mine = self._mine(writer, state, trait)
-        if mine is None:
-            self._add(Run(writer, state, trait, before, value, None, again))
-        elif not (again and self.runs[mine].ops is not None):
-            run = self.runs[mine]
-            self.runs[mine] = msgspec.structs.replace(run, value=value, ops=None, again=again or run.again)
+        if mine is not None and same(self.runs[mine].value, before):
+            self.runs[mine] = msgspec.structs.replace(self.runs[mine], value=value, ops=None)
+        else:
+            # Another one has changed it, here or on a thread that keeps nothing back: the author has seen that.
+            self._add(Run(writer, state, trait, before, value, None))
         self._show(writer, state, trait, value)
 
     def do(self, writer: object, op: Op, before: Value, value: Value) -> None:
@@ -101,12 +98,28 @@ class Draft:
     def ops(self, assign: Assign) -> list[Op]:
         """What is to be sent."""
         made: list[Op] = []
+        begun: set[tuple[str, str]] = set()
         for run in self.runs:
+            key = (run.state, run.trait)
             if run.ops is not None:
                 made += run.ops
-            elif run.again or not same(run.before, run.value):
-                made += assign(run.state, run.trait, run.before, run.value)
+            elif not same(run.before, run.value):
+                made += assign(*key, run.before, run.value)
+            elif isinstance(run.value, dict):
+                # Keys it does not name may be others', which the author has not seen.
+                continue
+            elif key in begun:
+                made.append(Set(state=run.state, path=(run.trait,), value=run.value))
+            else:
+                # It is a write where the room holds something else (H1).
+                made += assign(*key, run.before, run.value)
+            begun.add(key)
         return made
+
+    def clear(self) -> None:
+        """All of it was sent."""
+        self.runs.clear()
+        self._last.clear()
 
     def undo(self, to: list[Run], writer: object | None = None) -> None:
         """Everything is as it was when there were these runs, or what one writer did is."""

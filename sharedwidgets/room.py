@@ -308,6 +308,9 @@ class Room(Mapping[str, "RoomState"]):
             return
         self._check_open()
         for op in ops:
+            # All or nothing: a trait that is not there raises before anything is kept.
+            self._read(op.state, op.path[0])
+        for op in ops:
             before = self._read(op.state, op.path[0])
             draft.do(self._session, op, before, delta.apply(before, op))
 
@@ -429,7 +432,7 @@ class _RoomPart:
 
     def end(self) -> None:
         if self._outer is None:
-            del self._groups[self._me]
+            self._groups.pop(self._me, None)
 
     def tell(self) -> None:
         """Own writes are no news to a handle."""

@@ -29,6 +29,7 @@ from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Forbidden, InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
+from sharedwidgets.layers import Layers
 from sharedwidgets.parts import StatePart, SyncPart
 from sharedwidgets.reactions import Reaction
 from sharedwidgets.room import Room
@@ -50,7 +51,8 @@ RESERVED = frozenset(
         "increment", "increment_async", "compare_and_set", "compare_and_set_async", "append", "append_async", "last_change",
         "live", "pull", "flush", "changed", "wait_until",
         # What an object keeps under names that are not the class's.
-        "_bridge", "_private", "_handle", "_waiting", "_parts", "_unasked", "_mutex", "_shared_of", "_shared_traits",
+        "_bridge", "_private", "_handle", "_waiting", "_parts", "_layers", "_unasked", "_sync_holders", "_sync_lock", "_mutex",
+        "_shared_of", "_shared_traits",
         "_computed_begun", "_computed_dependents", "_computed_formulas", "_sharedwidgets_begun",
         "_model_id", "_trait_values", "_trait_notifiers", "_trait_validators",
     }
@@ -171,12 +173,6 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             raise TypeError(f"{self._class_name()}.{name} is computed and takes no first value; give the traits it is made of")
         if room is not None:
             check_token(room)
-        self._bridge: Bridge | None = None
-        self._private: dict[str, Any] = {}
-        self._handle: Room | None = None
-        self._waiting: threading.Event | None = None
-        # By thread or task: the innermost transaction or hold of traitlets that it is in.
-        self._parts: dict[tuple[int, int], StatePart] = {}
         super().__init__(_view_esm=bundle.source(self._view_source), **traits)
         self.on_msg(send_module)
         self._say_link()
@@ -184,6 +180,23 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         host.watch_cells()
         if room is not None:
             self._link_when_possible(room, server, credential, set(traits))
+
+    def setup_instance(self, /, *args: Any, **options: Any) -> None:
+        """Called by traitlets when there is nothing of the object yet, before any constructor."""
+        self._bridge: Bridge | None = None
+        self._private: dict[str, Any] = {}
+        self._handle: Room | None = None
+        self._waiting: threading.Event | None = None
+        # By thread or task: the innermost transaction or hold of traitlets that it is in.
+        self._parts: dict[tuple[int, int], StatePart] = {}
+        # What those make private traits show.
+        self._layers = Layers[Any]()
+        # How many threads and tasks keep its pages waiting.
+        self._sync_holders = 0
+        self._sync_lock = host.leaf_lock()
+        # By whom traitlets is told to ask no validators.
+        self._unasked: set[tuple[int, int]] = set()
+        super().setup_instance(*args, **options)
 
     # --- linking
 
@@ -344,12 +357,10 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     ) -> AbstractContextManager[None]:
         """What this thread or task writes from here on is one entry, or part of that it is in already."""
         bridge = self._bridge
-        draft = None if bridge is None else bridge.draft()
-        if bridge is None or draft is not None:
-            return transaction([kind(self, draft or Draft())], nowhere, undone_by)
-        draft = Draft()
+        draft = (None if bridge is None else bridge.draft()) or Draft()
         part = kind(self, draft)
-        return transaction([part], writer(bridge.session, draft, [part], bridge.hear), undone_by)
+        write = nowhere if bridge is None else writer(bridge.session, draft, [part], bridge.hear)
+        return transaction([part], lambda: nowhere() if part.inside else write(), undone_by)
 
     def _part(self, draft: Draft) -> Part:
         """What this object does in a transaction of its room.
@@ -468,7 +479,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             super().__setattr__(name, value)
             return
         then: list[Callable[[], None]] = []
-        with bridge.assigning() as wrote:
+        with bridge.assigning(name) as wrote:
             super().__setattr__(name, value)
             if not wrote():
                 then = bridge.write_again(name, getattr(self, name))
@@ -484,14 +495,11 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         try:
             old_value, then = bridge.write(name, old_value, new_value)
         except BaseException:
-            # Unless another thread has put something newer in meanwhile.
-            if self._trait_values.get(name) is new_value:
-                self._trait_values[name] = old_value
-                computing.changed(self, name, "rollback", None)
+            computing.changed(self, name, "rollback", None)
             raise
         try:
             # Unless something newer was shown and told already, on another thread: the last event must be of the last value.
-            if self._trait_values.get(name) is new_value:
+            if not differ(self._trait_values.get(name), new_value):
                 super()._notify_trait(name, old_value, new_value)
         finally:
             for task in then:
@@ -501,7 +509,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         """Send a private trait to the own views, and tell observers; ``origin`` is part of every change."""
         change.setdefault("origin", "local")
         change.setdefault("actor", None)
-        if self.__dict__.get("_parts") and self._keep_back(change):
+        if self._parts and self._keep_back(change):
             return
         if "_computed_dependents" in self.__dict__:
             self._told(change)
@@ -511,12 +519,11 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     def _keep_back(self, change: Bunch, *, checked: bool = False) -> bool:
         """Keep a change back for the transaction or hold that this thread or task is in; whether it is in one."""
         mine = self._parts.get(host.owner())
-        for part in list(self._parts.values()):
-            if part is not mine:
-                part.meanwhile(change)
-        if mine is not None:
-            mine.hold(change, checked=checked)
-        return mine is not None
+        if mine is None:
+            self._layers.forget(change.name)
+            return False
+        mine.hold(change, checked=checked)
+        return True
 
     def _told(self, change: Bunch) -> None:
         """Tell a change, also during a hold, and then what is computed of the trait."""
@@ -543,20 +550,19 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     @property
     def _cross_validation_lock(self) -> bool:
         """Whether traitlets asks no validators: this thread or task is in a hold or transaction, which asks at its end."""
-        found = self.__dict__
-        return bool(found.get("_parts") or found.get("_unasked")) and (
-            host.owner() in found.get("_parts", ()) or host.owner() in found.get("_unasked", ())
-        )
+        if not self._parts and not self._unasked:
+            return False
+        me = host.owner()
+        return me in self._parts or me in self._unasked
 
     @_cross_validation_lock.setter
     def _cross_validation_lock(self, locked: bool) -> None:
         """Called by traitlets, while it makes an object or a default value."""
-        unasked: set[tuple[int, int]] = self.__dict__.setdefault("_unasked", set())
         me = host.owner()
         if not locked:
-            unasked.discard(me)
-        elif me not in self.__dict__.get("_parts", ()):
-            unasked.add(me)
+            self._unasked.discard(me)
+        elif me not in self._parts:
+            self._unasked.add(me)
 
     @contextmanager
     def hold_trait_notifications(self) -> Iterator[None]:
@@ -574,8 +580,20 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     @contextmanager
     def hold_sync(self) -> Iterator[None]:
         """ipywidgets' hold; what this thread or task assigns in it is one entry, and nothing remote is shown meanwhile."""
-        with self._together(SyncPart, ()), super().hold_sync():
-            yield
+        with self._together(SyncPart, ()):
+            with self._sync_lock:
+                self._sync_holders += 1
+                self._holding_sync = True
+            try:
+                yield
+            finally:
+                # ipywidgets lets the first who leaves send what all of them have held back, while others still add to it.
+                with self._sync_lock:
+                    self._sync_holders -= 1
+                    self._holding_sync = self._sync_holders > 0
+                    held = set() if self._holding_sync else set(self._states_to_send)
+                    self._states_to_send -= held
+                self.send_state(held)
 
     def add_traits(self, **traits: t.TraitType[Any, Any]) -> None:
         """Add traits to this one object, while it is unlinked."""
@@ -676,6 +694,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
         try:
             yield joined
+            # Another thread or task may have begun one meanwhile.
+            self._check_not_grouping("link")
         except BaseException:
             for state in held:
                 connection.unlink(session, state)

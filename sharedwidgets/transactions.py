@@ -13,6 +13,8 @@ from sharedwidgets.turns import turns
 
 # The version of a value that is in no replica: whatever the replica holds is newer.
 UNSEEN = -1
+# Validators that write to each other's traits come to an end, or never.
+_ROUNDS = 100
 
 
 class Part(Protocol):
@@ -23,7 +25,10 @@ class Part(Protocol):
         """The state whose turn a write waits for, when somebody else holds its lock; empty when it does not wait."""
 
     def begin(self) -> None:
-        """Keep back what this thread or task writes from here on, and tell nobody of it."""
+        """Keep back what this thread or task writes from here on, and tell nobody of it.
+
+        Where it raises, it is undone and ended all the same.
+        """
 
     def check(self) -> bool:
         """Check what was written and not checked yet; whether there was any."""
@@ -59,24 +64,22 @@ def transaction(
     write : callable
         Sends what they keep back.
     undone_by : exception class or tuple of them
-        By which of the exceptions of the body. After others what was written until then is sent all the same, unchecked.
+        By which exceptions of the body and of validators. After others what was written until then is sent all the same.
     """
     begun: list[Part] = []
     failed: BaseException | None = None
     try:
         for part in parts:
-            part.begin()
+            # Before it has begun: an interrupt may come in the middle.
             begun.append(part)
+            part.begin()
         try:
             yield
+            _check(parts)
         except undone_by:
             raise
         except BaseException as error:
             failed = error
-        else:
-            # A validator may write to another of them.
-            while any(part.check() for part in parts):
-                pass
         written = write()
         for part in parts:
             part.keep(written.version)
@@ -94,6 +97,14 @@ def transaction(
             telling.callback(part.tell)
     if failed is not None:
         raise failed
+
+
+def _check(parts: Sequence[Part]) -> None:
+    """Ask the validators of all, also about what one of them writes to another trait or object."""
+    for _ in range(_ROUNDS):
+        if not any(part.check() for part in parts):
+            return
+    raise RuntimeError(f"validators went on changing what others had checked, {_ROUNDS} times; let one of them decide")
 
 
 def nowhere() -> Written:

@@ -58,9 +58,7 @@ def test_of_several_assignments_the_last_counts_against_what_was_seen_first(draf
     draft.set(one, "S", "y", 1, 2)
     assert draft.ops(assign) == [put(7), put(2, "y")]
     draft.set(one, "S", "x", 7, 0)
-    assert draft.ops(assign) == [put(2, "y")]
-    draft.set(one, "S", "x", 0, 0, again=True)
-    assert draft.ops(assign) == [put(0), put(2, "y")]
+    assert draft.ops(assign) == [put(0), put(2, "y")], "which is a write where the room holds something else"
 
 
 def test_sums_are_one_and_items_are_one(draft: Draft, one: Shows) -> None:
@@ -83,10 +81,29 @@ def test_what_is_assigned_behind_a_sum_takes_its_place(draft: Draft, one: Shows)
     assert draft.ops(assign) == [put(9)]
 
 
-def test_what_shows_is_assigned_once_more(draft: Draft, one: Shows) -> None:
+def test_what_a_sum_shows_is_assigned(draft: Draft, one: Shows) -> None:
     draft.do(one, inc(2), 0, 2)
-    draft.set(one, "S", "x", 2, 2, again=True)
-    assert draft.ops(assign) == [inc(2)]
+    draft.set(one, "S", "x", 2, 2)
+    assert draft.ops(assign) == [put(2)]
+
+
+def test_what_another_thread_wrote_is_assigned_against_what_that_showed(draft: Draft, one: Shows) -> None:
+    draft.set(one, "S", "x", 0, 5)
+    draft.set(one, "S", "x", 7, 0)
+    draft.set(one, "S", "d", {}, {"a": 1})
+    draft.set(one, "S", "d", {"a": 1, "b": 2}, {"a": 1})
+    draft.do(one, inc(1, "y"), 0, 1)
+    draft.set(one, "S", "y", 7, 7)
+    ops = draft.ops(assign)
+    assert ops[:2] == [put(5), put(0)]
+    assert [(type(op), op.path) for op in ops[2:4]] == [(Set, ("d", "a")), (Delete, ("d", "b"))]
+    assert ops[4:] == [inc(1, "y"), put(7, "y")]
+
+
+def test_a_dict_that_is_as_it_was_says_nothing_of_keys_nobody_saw(draft: Draft, one: Shows) -> None:
+    draft.set(one, "S", "d", {"a": 1}, {"a": 1, "b": 2})
+    draft.set(one, "S", "d", {"a": 1, "b": 2}, {"a": 1})
+    assert draft.ops(assign) == []
 
 
 def test_sums_that_are_no_number_together_stay_two(draft: Draft, one: Shows) -> None:
