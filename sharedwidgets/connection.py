@@ -65,6 +65,7 @@ from sharedwidgets.errors import (
     LinkTimeout,
     NoSuchRoom,
     Overloaded,
+    RoomGone,
     ServerNotFound,
     ServerRefused,
     SharedWidgetsError,
@@ -928,7 +929,7 @@ class Connection:
         if request is not None:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(error)
-        elif not isinstance(error, NoSuchRoom):
+        elif not isinstance(error, (NoSuchRoom, RoomGone)):
             log.warning("the server refused a request: %s", error)
         self._wake.set()
 
@@ -958,9 +959,11 @@ class Connection:
     def _ended(self, message: Bye) -> None:
         """The room was deleted: what was not decided is refused, and nothing makes it again but a new link (H18)."""
         with self.lock:
-            session = self._sessions.pop(message.room or "", None)
-            if session is None:
+            session = self._sessions.get(message.room or "")
+            if session is None or message.incarnation not in ("", session.replica.incarnation):
+                # Another room under this token, which was linked meanwhile, goes on.
                 return
+            del self._sessions[session.room]
             news = session.replica.abandon(message.problem)
             news.ended = session.ended = message.problem
             session.leases.ended()

@@ -88,9 +88,9 @@ class Leases:
         kept.depth += 1
         return kept.tenure
 
-    def want(self, lock: LockName, lease: float, label: str, replica: Replica) -> Tenure:
+    def want(self, lock: LockName, lease: float, label: str, replica: Replica, *, wait: bool = True) -> Tenure:
         """A claim of the thread or task that runs."""
-        tenure = self.claims.want(lock, uuid.uuid4().hex, lease, label, replica.newest())
+        tenure = self.claims.want(lock, uuid.uuid4().hex, lease, label, replica.newest(), wait=wait)
         self._kept[lock, host.owner()] = _Kept(tenure, _alive())
         return tenure
 
@@ -247,15 +247,19 @@ def _alive() -> Callable[[], bool]:
     return thread.is_alive
 
 
-def acquire(connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None) -> Tenure:
+def acquire(
+    connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None, *, wait: bool = True
+) -> Tenure:
     """Take a lock, waiting for its turn. What goes wrong, Ctrl-C included, leaves nothing held (H23).
+
+    Without `wait` the server refuses at once what another one holds, and only its answer is waited for.
 
     Raises
     ------
     LockTimeout, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread, Closed, Forked
     """
     connection.check_may_wait()
-    tenure, future = claimed(connection, session, lock, lease)
+    tenure, future = claimed(connection, session, lock, lease, wait=wait)
     try:
         if future is not None:
             _wait(future, timeout)
@@ -266,10 +270,10 @@ def acquire(connection: Connection, session: Session, lock: LockName, timeout: f
 
 
 async def acquire_async(
-    connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None
+    connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None, *, wait: bool = True
 ) -> Tenure:
     """`acquire` that lets the caller's loop run meanwhile."""
-    tenure, future = claimed(connection, session, lock, lease)
+    tenure, future = claimed(connection, session, lock, lease, wait=wait)
     try:
         if future is not None:
             await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout)
@@ -280,7 +284,7 @@ async def acquire_async(
 
 
 def claimed(
-    connection: Connection, session: Session, lock: LockName, lease: float | None
+    connection: Connection, session: Session, lock: LockName, lease: float | None, *, wait: bool = True
 ) -> tuple[Tenure, Future[None] | None]:
     """The claim of the thread or task that runs; without a future it holds the lock already."""
     connection.check_usable()
@@ -291,7 +295,7 @@ def claimed(
         if tenure is not None:
             return tenure, None
         seconds = connection.limits.lease_seconds if lease is None else lease
-        tenure = session.leases.want(lock, seconds, f"{host.kind()} {host.title()}", session.replica)
+        tenure = session.leases.want(lock, seconds, f"{host.kind()} {host.title()}", session.replica, wait=wait)
         future = session.leases.when(tenure, ("held",))
     connection.wake()
     return tenure, future

@@ -19,8 +19,9 @@ from sharedwidgets.errors import LockLost, LockOrder, LockTimeout
 if TYPE_CHECKING:
     from sharedwidgets.connection import Session
 
-# How long a lock waits for its turn, and for the server's word that it is free again.
+# How long a lock waits for its turn, for the server's word whether it is free, and for its word that it is free again.
 WAIT_SECONDS = 30.0
+ANSWER_SECONDS = 5.0
 RELEASE_SECONDS = 10.0
 _LOOK_SECONDS = 0.01
 
@@ -139,9 +140,12 @@ class Lock:
         ------
         LockTimeout, LockOrder, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread
         """
-        seconds = self._timeout if timeout is None else timeout
+        self._acquire(self._timeout if timeout is None else timeout, wait=True)
+        return self
+
+    def _acquire(self, seconds: float, *, wait: bool) -> None:
         self._check_order()
-        self._tenure = leases.acquire(self._connection, self._session, self._name, seconds, self._lease)
+        self._tenure = leases.acquire(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
         try:
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
@@ -152,20 +156,25 @@ class Lock:
         except BaseException:
             leases.abandon(self._connection, self._session, self._tenure)
             raise
-        return self
 
     def try_acquire(self) -> bool:
-        """Take it if nobody holds it; whether it is held now."""
-        with self._connection.lock:
-            holder = self._session.replica.locks.get(self._name)
-            mine = self._session.leases.mine(self._name)
-        if holder is not None and mine is None:
-            return False
+        """Take it if nobody holds it, by the word of the server; whether it is held now.
+
+        It never waits behind a holder. While the server cannot be asked, the answer is no.
+
+        Raises
+        ------
+        LockOrder, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread
+        """
         try:
-            self.acquire(1.0 if self._connection.state == "live" else 0.0)
+            self._acquire(self._try_seconds, wait=False)
         except LockTimeout:
             return False
         return True
+
+    @property
+    def _try_seconds(self) -> float:
+        return ANSWER_SECONDS if self._connection.state == "live" else 0.0
 
     def release(self) -> None:
         """Give it back, behind everything written under it.
@@ -192,9 +201,20 @@ class Lock:
 
     async def acquire_async(self, timeout: float | None = None) -> Lock:
         """`acquire` that lets the loop run meanwhile."""
-        seconds = self._timeout if timeout is None else timeout
+        await self._acquire_async(self._timeout if timeout is None else timeout, wait=True)
+        return self
+
+    async def try_acquire_async(self) -> bool:
+        """`try_acquire` that lets the loop run meanwhile."""
+        try:
+            await self._acquire_async(self._try_seconds, wait=False)
+        except LockTimeout:
+            return False
+        return True
+
+    async def _acquire_async(self, seconds: float, *, wait: bool) -> None:
         self._check_order()
-        self._tenure = await leases.acquire_async(self._connection, self._session, self._name, seconds, self._lease)
+        self._tenure = await leases.acquire_async(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
         try:
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
@@ -205,7 +225,6 @@ class Lock:
         except BaseException:
             leases.abandon(self._connection, self._session, self._tenure)
             raise
-        return self
 
     async def release_async(self) -> None:
         """`release` that lets the loop run meanwhile."""
@@ -336,6 +355,10 @@ class LocalLock:
     def try_acquire(self) -> bool:
         """Take it if nobody holds it."""
         return self._mutex.acquire(0)
+
+    async def try_acquire_async(self) -> bool:
+        """`try_acquire`, which never waits here."""
+        return self.try_acquire()
 
     def release(self) -> None:
         """Give it back."""

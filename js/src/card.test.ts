@@ -363,7 +363,7 @@ describe("troubles", () => {
 
   test("a room that was deleted is said", async () => {
     const shown = await card();
-    shown.host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null });
+    shown.host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null, incarnation: "" });
     expect(troubled(shown)).toContain(TROUBLES["room-gone"]?.next);
     expect(shown.text(".sw-link")).toBe("not linked");
   });

@@ -58,7 +58,7 @@ function live(place: Place = PLACE, limits = {}) {
 }
 
 function push(n: number, value: Push["ops"][number] = setOp("S", ["x"], n)): Push {
-  return { type: "push", room: "r", n, ops: [value], depth: 0, fences: {}, answer: false };
+  return { type: "push", room: "r", n, ops: [value], depth: 0, fences: {}, answer: false, epoch: "" };
 }
 
 function types(socket: FakeSocket): string[] {
@@ -392,7 +392,7 @@ describe("slow", () => {
 describe("bye", () => {
   test("says why, and when to come back at the earliest", async () => {
     const { host, connection, socket } = live();
-    socket.deliver({ type: "bye", problem: problem("going-away"), room: null, retry_after: 3 });
+    socket.deliver({ type: "bye", problem: problem("going-away"), room: null, retry_after: 3, incarnation: "" });
     socket.drop();
     expect(offline(connection)).toEqual({ code: "going-away", final: false });
     await host.advance(2_999);
@@ -405,7 +405,7 @@ describe("bye", () => {
     const waits = [0, 0.5, 1].map((chance) => {
       const { host, socket } = live();
       host.chance = chance;
-      socket.deliver({ type: "bye", problem: problem("going-away"), room: null, retry_after: 1 });
+      socket.deliver({ type: "bye", problem: problem("going-away"), room: null, retry_after: 1, incarnation: "" });
       socket.drop();
       return host.waits[0];
     });
@@ -424,7 +424,7 @@ describe("bye", () => {
 
   test("of one room is the room's matter", () => {
     const { socket, speaker, connection } = live();
-    socket.deliver({ type: "bye", problem: problem("room-gone"), room: "r", retry_after: null });
+    socket.deliver({ type: "bye", problem: problem("room-gone"), room: "r", retry_after: null, incarnation: "" });
     expect(speaker.heard).toMatchObject([{ type: "bye", room: "r" }]);
     expect(connection.state.kind).toBe("live");
   });

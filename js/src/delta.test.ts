@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { apply, applyEntry, compress, diff, fromImage, MOST_KEYS, type States } from "./delta";
+import { addedUp, apply, applyEntry, compress, diff, fromImage, MOST_KEYS, type States } from "./delta";
 import type { Entry, Op, Set as SetOp, StateImage } from "./protocol";
 import { parseDownstream, parseUpstream } from "./protocol";
 import { same, unpack, type Value } from "./values";
@@ -65,6 +65,19 @@ test.each(cases("delta", "compress"))("compress: $name", (given) => {
   if (given.raw.cut === null) expect(op).toBe(whole);
   else expect(op).toEqual({ op: "splice", state: "S", path: ["t"], rev: 7, ...given.dict("cut") });
   expect(same(apply(base, op), value)).toBe(true);
+});
+
+test.each([
+  [1, 2, 3],
+  [1, 0.5, 1.5],
+  [1e308, -1e308, 0],
+  [1e308, 1e308, null],
+  [Number.POSITIVE_INFINITY, 1, null],
+  [Number.NaN, 1, null],
+  [2n ** 11_999n, 2n ** 11_999n, null],
+  [10n ** 400n, 0.5, null],
+])("two sums are one only where that says the same (H12): %s and %s", (left, right, total) => {
+  expect(addedUp(left, right)).toBe(total);
 });
 
 describe("applying never changes a value in place", () => {

@@ -131,6 +131,17 @@ export function add(left: Numeric, right: Numeric): Numeric {
   return sum;
 }
 
+/** What two sums in a row add; null where that is no number that says the same as both, one after the other. */
+export function addedUp(left: Numeric, right: Numeric): Numeric | null {
+  try {
+    const sum = add(left, right);
+    return typeof sum === "bigint" || Number.isFinite(sum) ? sum : null;
+  } catch (error) {
+    if (error instanceof InvalidValue) return null;
+    throw error;
+  }
+}
+
 function isInt(value: Numeric): boolean {
   return typeof value === "bigint" || Number.isSafeInteger(value);
 }

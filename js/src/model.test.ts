@@ -351,7 +351,7 @@ describe("linking", () => {
   test("the room is deleted: said, private from now on, and a new link is a new start", async () => {
     const { model, server, linked, host } = await linkedPage();
     const { listeners } = model;
-    host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null });
+    host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null, incarnation: "" });
     expect([linked.room, linked.trouble?.code]).toEqual([null, "room-gone"]);
     model.set("count", 77);
     expect(model.get("count")).toBe(77);

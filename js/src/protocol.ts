@@ -271,9 +271,11 @@ export interface Push {
   readonly fences: Table<number>;
   /** Whether the author wants to hear which number the last op left. */
   readonly answer: boolean;
+  /** In which log the revisions are that its ops name. */
+  readonly epoch: string;
 }
 
-/** Take a lock, or a place in its queue. */
+/** Take a lock, or a place in its queue; without `wait` it is that lock now, or none. */
 export interface Acquire {
   readonly type: "acquire";
   readonly id: number;
@@ -282,6 +284,7 @@ export interface Acquire {
   readonly owner: string;
   readonly lease: number;
   readonly label: string;
+  readonly wait: boolean;
 }
 
 /** Do not wait any more. */
@@ -421,6 +424,8 @@ export interface Bye {
   readonly problem: Problem;
   readonly room: string | null;
   readonly retry_after: number | null;
+  /** That of the room that ended: another one under the same token goes on. */
+  readonly incarnation: string;
 }
 
 /** Ask for fewer pushes: wait so many seconds between them. Nothing is refused. */
@@ -628,6 +633,7 @@ const upstream = {
     depth: or(count, 0),
     fences: or(table(count), emptyDict<number>()),
     answer: or(bool, false),
+    epoch: or(string, ""),
   }),
   acquire: tagged<Acquire, "type">("type", "acquire", {
     id: count,
@@ -636,6 +642,7 @@ const upstream = {
     owner: id,
     lease: within(0, 86400),
     label: or(name, ""),
+    wait: or(bool, true),
   }),
   cancel: tagged<Cancel, "type">("type", "cancel", { room: string, lock: lockName, owner: id }),
   renew: tagged<Renew, "type">("type", "renew", { room: string, lock: lockName, owner: id, fence: count }),
@@ -693,7 +700,12 @@ const downstream = {
   }),
   waiting: tagged<Waiting, "type">("type", "waiting", { room: string, lock: lockName, waiters: or(list(string), []) }),
   error: tagged<Failure, "type">("type", "error", { problem, id: maybe(int), room: maybe(string) }),
-  bye: tagged<Bye, "type">("type", "bye", { problem, room: maybe(string), retry_after: maybe(real) }),
+  bye: tagged<Bye, "type">("type", "bye", {
+    problem,
+    room: maybe(string),
+    retry_after: maybe(real),
+    incarnation: or(string, ""),
+  }),
   slow: tagged<Slow, "type">("type", "slow", { delay: real }),
   ping,
   pong,

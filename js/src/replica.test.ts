@@ -141,7 +141,7 @@ function act(replica: Replica, step: Dict, outcome: Record<string, Value>): News
   if (step.take !== undefined) {
     outcome.pushes = replica
       .take(Number(step.take))
-      .map(({ n, ops, depth }) => (depth === 0 ? [n, plainOps(ops)] : [n, plainOps(ops), depth]));
+      .map(({ n, ops, depth, epoch }) => [n, plainOps(ops), ...(epoch !== "" ? [depth, epoch] : depth > 0 ? [depth] : [])]);
   } else if (step.position_of !== undefined) {
     outcome.position = write(replica.position(step.position_of as string[]));
   } else if (step.abandon !== undefined) {
@@ -155,7 +155,7 @@ function act(replica: Replica, step: Dict, outcome: Record<string, Value>): News
 }
 
 function plainOps(ops: readonly Op[]): Value {
-  const push: Push = { type: "push", room: "r", n: 1, ops, depth: 0, fences: {}, answer: false };
+  const push: Push = { type: "push", room: "r", n: 1, ops, depth: 0, fences: {}, answer: false, epoch: "" };
   return (write(push) as Dict).ops ?? null;
 }
 

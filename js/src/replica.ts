@@ -76,6 +76,8 @@ export interface Pending {
   ops: readonly Op[];
   readonly group: boolean;
   readonly depth: number;
+  /** The log of the revisions its author named; empty when it named none. */
+  readonly epoch: string;
   n: number;
   sent: boolean;
   whole: boolean;
@@ -194,7 +196,8 @@ export class Replica {
     if (first === undefined) return NOTHING;
     const alone = !group && second === undefined;
     if (!alone || !this.merged(first, depth)) {
-      this.pending.push({ ops: checked, group: !alone, depth, n: 0, sent: false, whole: false });
+      const epoch = checked.some((op) => op.op === "set" && op.if_rev !== null) ? this.epoch : "";
+      this.pending.push({ ops: checked, group: !alone, depth, epoch, n: 0, sent: false, whole: false });
     }
     for (const [key, value] of trial) this.shown.set(key, value);
     return { ...NOTHING, changes: this.changes(before, "local") };
@@ -210,7 +213,9 @@ export class Replica {
       if (push.n === 0) push.n = this.nextN++;
       push.sent = true;
       const ops = this.compressed(push, index);
-      pushes.push({ type: "push", room: this.room, n: push.n, ops, depth: push.depth, fences: emptyDict(), answer: false });
+      const { n, depth } = push;
+      const epoch = ops.some((op) => op.op === "splice") ? this.epoch : push.epoch;
+      pushes.push({ type: "push", room: this.room, n, ops, depth, fences: emptyDict(), answer: false, epoch });
     }
     return pushes;
   }
@@ -413,8 +418,9 @@ export class Replica {
       return true;
     }
     if (earlier.op === "inc" && op.op === "inc" && free(earlier) && free(op) && this.unbounded(keyOf(op))) {
-      last.ops = [{ ...op, by: delta.add(earlier.by, op.by) }];
-      return true;
+      const by = delta.addedUp(earlier.by, op.by);
+      if (by !== null) last.ops = [{ ...op, by }];
+      return by !== null;
     }
     return false;
   }
@@ -428,7 +434,8 @@ export class Replica {
   /** The ops of a push as they travel: large values as a splice, where this replica knows what the server holds. */
   private compressed(push: Pending, index: number): readonly Op[] {
     // Until the answer to a `Resume` came, the server's log may be another one, with other revisions (H18).
-    const whole = push.whole || this.catchingUp;
+    // A push names one log: what its author read of an older one keeps it from being cut from this one.
+    const whole = push.whole || this.catchingUp || (push.epoch !== "" && push.epoch !== this.epoch);
     const earlier = new TraitMap<true>();
     for (const other of this.pending.slice(0, index)) for (const op of other.ops) earlier.set(keyOf(op), true);
     return push.ops.map((op) => {

@@ -363,7 +363,7 @@ describe("refused", () => {
     told.length = 0;
     host.socket.deliver(refusal(join(request).id), snapshot(), from({ type: "joined", id: 99, room: "r", seq: 1 }));
     host.socket.deliver(from({ type: "error", problem: { code: "internal", message: "m" } }));
-    host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null });
+    host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null, incarnation: "" });
     expect(told).toEqual([]);
   });
 
@@ -395,12 +395,24 @@ describe("refused", () => {
 });
 
 describe("the end of a room", () => {
+  test("one that was entered since under the same token goes on (H18)", async () => {
+    const { host, room, rooms, told } = await inRoom();
+    const bye = { type: "bye", room: "r", problem: problem("room-gone"), retry_after: null } as const;
+    host.socket.deliver({ ...bye, incarnation: "before" });
+    expect(told).toEqual([]);
+    write(room, 2);
+    expect(await said(host)).toMatchObject([{ type: "push", n: 1 }]);
+    host.socket.deliver({ ...bye, incarnation: "i" });
+    expect(told.at(-1)).toMatchObject({ kind: "ended" });
+    expect(rooms.hello()).toEqual([]);
+  });
+
   test("what was not decided is refused, all are told, and nobody makes the room again", async () => {
     const { host, room, told, rooms } = await inRoom();
     write(room, 2);
     await said(host);
     told.length = 0;
-    host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null });
+    host.socket.deliver({ type: "bye", room: "r", problem: problem("room-gone"), retry_after: null, incarnation: "" });
     expect(told).toMatchObject([
       {
         kind: "news",

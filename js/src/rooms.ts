@@ -136,7 +136,8 @@ export class Rooms implements Speaker {
   checkSize(room: string, ops: readonly Op[]): void {
     // Offline by the last numbers known: what is too large would be sent again after each reconnect, for ever.
     const limit = this.pushBytes();
-    const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, depth: 0, fences: emptyDict(), answer: false });
+    const rest = { depth: 0, fences: emptyDict<number>(), answer: false, epoch: "" };
+    const frame = encode({ type: "push", room, n: Number.MAX_SAFE_INTEGER, ops, ...rest });
     // UTF-8 has at most three bytes for a UTF-16 unit.
     if (frame.length * 3 > limit && fragments(frame, limit).length > 1) {
       throw new TooLarge(`these writes are larger than the ${limit} bytes of one push`, { room, expected: `≤ ${limit} bytes` });
@@ -225,7 +226,7 @@ export class Rooms implements Speaker {
         this.refused(message.id, message.room, message.problem);
         return;
       case "bye":
-        if (message.room !== null) this.ended(message.room, message.problem);
+        if (message.room !== null) this.ended(message.room, message.incarnation, message.problem);
     }
   }
 
@@ -286,9 +287,10 @@ export class Rooms implements Speaker {
     return !room.lost;
   }
 
-  private ended(token: string, problem: Problem): void {
+  private ended(token: string, incarnation: string, problem: Problem): void {
     const room = this.open.get(token);
-    if (room === undefined) return;
+    // Another room under this token, which was entered meanwhile, goes on.
+    if (room === undefined || (incarnation !== "" && incarnation !== room.replica.incarnation)) return;
     this.open.delete(token);
     const news = room.replica.abandon(problem);
     room.tell({ kind: "news", news });

@@ -48,7 +48,7 @@ from sharedwidgets.core.protocol import (
     StateImage,
     Upstream,
 )
-from sharedwidgets.core.registry import Registry
+from sharedwidgets.core.registry import Registry, Tombstones
 from sharedwidgets.core.room import (
     Answer,
     Attach,
@@ -60,6 +60,7 @@ from sharedwidgets.core.room import (
     Mark,
     Now,
     Record,
+    Revision,
     Room,
     Send,
     Tell,
@@ -130,8 +131,13 @@ class _Disconnected:
 
 @dataclass(frozen=True)
 class _Process:
-    member: str
+    boot: str
     alive: bool
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    boot: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class _Request:
     ticket: int
     author: Author
     ops: Sequence[Op]
-    if_seq: int | None
+    base: Revision | None
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,8 @@ class _Delete:
     if_idle: bool = False
 
 
-_Input: TypeAlias = _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Break | _Look | _Delete
+_Asked: TypeAlias = _Request | _Reset | _Break | _Look
+_Input: TypeAlias = _FromClient | _Disconnected | _Process | _Elsewhere | _CatchUp | _Asked | _Delete
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,7 @@ class RoomManager:
         self._stalled = 0.0
         self.wall = wall
         self.registry = Registry(limits.rooms, room_ttl)
+        self.tombstones = Tombstones()
         self.connections: dict[str, Connection] = {}
         self._queues: dict[str, RoomQueue] = {}
         self._tickets = itertools.count(1)
@@ -288,7 +296,7 @@ class RoomManager:
         older = self.connections.get(author.boot)
         self.connections[author.boot] = connection
         if replaced is not None:
-            self._disconnected(author.boot, replaced.rooms)
+            self._tell(replaced.rooms, _Disconnected(author.boot))
         if older is not None:
             older.outbox.control(Bye(problem=problem(Replaced("another connection of the same process took over"))))
             older.close()
@@ -334,7 +342,7 @@ class RoomManager:
         """The socket is gone."""
         boot = connection.author.boot
         rooms = self.registry.drop(boot, connection.generation)
-        self._disconnected(boot, rooms)
+        self._tell(rooms, _Disconnected(boot))
         if rooms and connection.process is not None:
             watch = asyncio.get_running_loop().create_task(self._watch(connection.author, connection.process, rooms))
             self._watches.add(watch)
@@ -343,10 +351,10 @@ class RoomManager:
             del self.connections[boot]
             self._left.set()
 
-    def _disconnected(self, boot: str, rooms: Iterable[str]) -> None:
+    def _tell(self, rooms: Iterable[str], what: _Disconnected | _Process | _Elsewhere) -> None:
         for token in rooms:
             if token in self._queues:
-                self._queues[token].put(_Disconnected(boot))
+                self._queues[token].put(what)
 
     async def _watch(self, author: Author, process: Process, rooms: Iterable[str]) -> None:
         """Follow the process of a kernel whose socket is gone: until it is dead, or speaks again."""
@@ -354,14 +362,13 @@ class RoomManager:
         while not self.registry.connected(author.boot):
             alive = await process.alive()
             if not (alive and told):
-                for token in rooms:
-                    if token in self._queues:
-                        self._queues[token].put(_Process(author.member.id, alive))
+                self._tell(rooms, _Process(author.boot, alive))
             if not alive:
                 return
             told = True
             await asyncio.sleep(delay)
             delay = min(2 * delay, LAST_LOOK_SECONDS)
+        self._tell(rooms, _Elsewhere(author.boot))
 
     def catch_up(self, connection: Connection, token: str) -> None:
         """A lagging connection has room again: the room tells it what it missed."""
@@ -400,14 +407,14 @@ class RoomManager:
         self._queue(token).put(_Look(audience, answer))
         return await answer
 
-    async def patch(self, token: str, author: Author, ops: Sequence[Op], if_seq: int | None = None) -> int:
-        """Write from outside; the seq it took.
+    async def patch(self, token: str, author: Author, ops: Sequence[Op], base: Revision | None = None) -> int:
+        """Write from outside, unless a state changed since `base`; the seq it took.
 
         Raises
         ------
         InvalidToken, NoSuchRoom, NoSuchState, NoSuchTrait, NoSuchPath, InvalidValue, TooLarge, RevisionMismatch, Forbidden
         """
-        return await self._asked(token, lambda ticket: _Request(ticket, author, ops, if_seq))
+        return await self._asked(token, lambda ticket: _Request(ticket, author, ops, base))
 
     async def reset(self, token: str, author: Author, states: Sequence[str] = ()) -> int:
         """Put states of a room, or all of them, back to their defaults; the seq it took, or that of now when nothing differs.
@@ -504,6 +511,7 @@ class RoomManager:
                 queue.look_at_clock(now)
             for token in self.registry.expired(now):
                 self._expire(token)
+            self.tombstones.forget(now)
             for connection in list(self.connections.values()):
                 self._heartbeat(connection, now)
 
@@ -646,7 +654,7 @@ class RoomQueue:
         return self._deadline is not None and self._deadline <= self._manager.clock()
 
     def _decide(
-        self, room: Room, item: _FromClient | _Disconnected | _Process | _CatchUp | _Request | _Reset | _Break | _Look
+        self, room: Room, item: _FromClient | _Disconnected | _Process | _Elsewhere | _CatchUp | _Asked
     ) -> Sequence[Effect | _Show | _Speaks]:
         now = self._manager.now()
         match item:
@@ -658,7 +666,9 @@ class RoomQueue:
                     self._speaks.pop(item.boot, None)
                 return effects
             case _Process():
-                return room.process(item.member, item.alive, now)
+                return room.process(item.boot, item.alive, now)
+            case _Elsewhere():
+                return room.elsewhere(item.boot, now)
             case _CatchUp():
                 connection = self._manager.connections.get(item.boot)
                 cursor = connection.outbox.cursors.get(self.token) if connection else None
@@ -668,7 +678,7 @@ class RoomQueue:
                 answer = room.catch_up(item.boot, author.audience, cursor.incarnation, cursor.epoch, cursor.seq)
                 return [Send(item.boot, answer)]
             case _Request():
-                return room.request(item.ticket, item.author, item.ops, item.if_seq, now)
+                return room.request(item.ticket, item.author, item.ops, item.base, now)
             case _Reset():
                 return room.reset(item.ticket, item.author, item.states, now)
             case _Break():
@@ -708,8 +718,8 @@ class RoomQueue:
                 if not _is_verdict(message):
                     self._flush(room)
                 self._send(boot, message)
-                if isinstance(message, Failure) and boot not in self._readers:
-                    # A join that was refused holds no room.
+                if isinstance(message, (Failure, Bye)) and boot not in self._readers:
+                    # Who was not let in holds no room.
                     self._manager.registry.leave(boot, self.token)
             case Forget():
                 pass
@@ -782,6 +792,7 @@ class RoomQueue:
                 limits=self._manager.limits,
                 image=image,
                 now=self._manager.clock(),
+                buried=self._manager.tombstones,
             )
 
     async def _recover(self, room: Room, batch: Sequence[_Input], effects: Sequence[Effect | _Show | _Speaks]) -> Room:
@@ -855,6 +866,10 @@ class RoomQueue:
             if not item.answer.done():
                 item.answer.set_exception(StoreFailed("the room could not be deleted; nothing was changed", room=self.token))
             return room
+        if not item.if_idle:
+            # A room whose time was over may be made again by who was away for longer; one that was deleted may not.
+            for name in room.names:
+                self._manager.tombstones.bury(name, self._manager.clock())
         here = list(self._readers)
         for effect in room.delete():
             self._perform(room, effect)

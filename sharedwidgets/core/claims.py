@@ -4,7 +4,8 @@ The server decides; whether a lock is held, the replica shows. A *tenure* is one
 
     wanted ──(own writes decided)──▶ asked ──(grant seen)──▶ held ──▶ leaving ──(end seen)──▶ over
        ▲                               │                      │          │
-       └─(connection, log or turn lost)┘                      └──(end seen: lost)──▶ over
+       └─(connection, log or turn lost)┤                      └──(end seen: lost)──▶ over
+                                       └──(refused: taken and not to be waited for, or not allowed)──▶ over
 
 It never goes back from *held*: a lease that was lost is not taken up again. A turn that was over before it was heard of was
 never held, and is asked for again.
@@ -35,6 +36,8 @@ class Tenure:
     owner: str
     lease: float
     label: str
+    # Whether it takes its turn behind others; else the lock is its own now, or never.
+    wait: bool = True
     # The push made last when it was wanted: what was written before a lock was taken is not under it (H24).
     behind: Pending | None = None
     phase: Phase = "wanted"
@@ -79,9 +82,11 @@ class Claims:
         """Whether nothing is wanted, held, or still to be said."""
         return not self._tenures and not self._words
 
-    def want(self, lock: LockName, owner: str, lease: float, label: str, behind: Pending | None = None) -> Tenure:
+    def want(
+        self, lock: LockName, owner: str, lease: float, label: str, behind: Pending | None = None, *, wait: bool = True
+    ) -> Tenure:
         """A new claim, behind a push; what to say of it, `due` says."""
-        tenure = Tenure(lock, owner, lease, label, behind)
+        tenure = Tenure(lock, owner, lease, label, wait, behind)
         self._tenures.append(tenure)
         return tenure
 
@@ -115,6 +120,7 @@ class Claims:
                         owner=tenure.owner,
                         lease=tenure.lease,
                         label=tenure.label,
+                        wait=tenure.wait,
                     )
                 )
             elif tenure.phase == "leaving" and not tenure.said and not replica.undecided_under(tenure.fence):
@@ -152,7 +158,9 @@ class Claims:
 
     def refused(self, request: int, problem: Problem) -> Tenure | None:
         """The server does not take a claim."""
-        tenure = next((item for item in self._tenures if item.request == request and item.phase == "asked"), None)
+        # Also one that is about to be asked again, for a snapshot came before its answer.
+        open_ones = [item for item in self._tenures if item.phase in ("wanted", "asked")]
+        tenure = next((item for item in open_ones if item.request == request), None)
         if tenure is not None:
             tenure.problem = problem
             self._over(tenure, "refused")

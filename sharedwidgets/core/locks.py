@@ -97,13 +97,22 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """To the one who asked and does not wait: another one holds the lock."""
+
+    name: LockName
+    claim: Claim
+    holder: Claim
+
+
+@dataclass(frozen=True)
 class Queued:
     """Who waits for the lock has changed; presence only. A `Granted` tells by itself that its claim waits no more."""
 
     name: LockName
 
 
-LockEffect: TypeAlias = Granted | Freed | Lost | Held | Queued
+LockEffect: TypeAlias = Granted | Freed | Lost | Held | Taken | Queued
 
 
 @dataclass
@@ -170,8 +179,12 @@ class LockTable:
 
     # --- what members ask
 
-    def acquire(self, claim: Claim, name: LockName, lease: float, now: float, seq: int) -> list[LockEffect]:
+    def acquire(
+        self, claim: Claim, name: LockName, lease: float, now: float, seq: int, *, wait: bool = True
+    ) -> list[LockEffect]:
         """Take the lock, or a place in its queue; asked again, the place is the same and the waiter counts as live.
+
+        Who does not `wait` takes it now or is told that it is `Taken`, and has no place in the queue either way.
 
         Raises
         ------
@@ -193,6 +206,9 @@ class LockTable:
         if held.claim.key == claim.key:
             self._held[name] = replace(held, expires=now + held.lease)
             return [*effects, Held(name, held.claim, held.fence, held.lease)]
+        if not wait:
+            effects += [Queued(name)] if self._unqueue(name, claim) else []
+            return [*effects, Taken(name, claim, held.claim)]
         queue = self._queues.get(name, {})
         # No effects are lost with the refusal: where a lease was over, the lock is free now or the queue is shorter.
         if claim.key not in queue and len(queue) >= self._most_waiters:

@@ -296,7 +296,7 @@ class Push(Wire, frozen=True, kw_only=True, tag_field="type", tag="push"):
     """One or more ops, all or nothing; its identity is (boot, n), n dense from 1 per boot and room.
 
     `fences` says, by state, under which fence the author holds that state's lock. With `answer` the author wants to hear
-    which number the last op left at its path.
+    which number the last op left at its path. `epoch` says in which log the revisions are that its ops name.
     """
 
     room: str
@@ -305,10 +305,11 @@ class Push(Wire, frozen=True, kw_only=True, tag_field="type", tag="push"):
     depth: Count = 0
     fences: dict[str, Count] = {}
     answer: bool = False
+    epoch: str = ""
 
 
 class Acquire(Wire, frozen=True, kw_only=True, tag_field="type", tag="acquire"):
-    """Take a lock, or a place in its queue; said again, the place is the same."""
+    """Take a lock, or a place in its queue; said again, the place is the same. Without `wait` it is that lock now, or none."""
 
     id: Count
     room: str
@@ -316,6 +317,7 @@ class Acquire(Wire, frozen=True, kw_only=True, tag_field="type", tag="acquire"):
     owner: Id
     lease: Annotated[float, Meta(gt=0, le=86400)]
     label: Name = ""
+    wait: bool = True
 
 
 class Cancel(Wire, frozen=True, kw_only=True, tag_field="type", tag="cancel"):
@@ -458,11 +460,15 @@ class Failure(Wire, frozen=True, kw_only=True, tag_field="type", tag="error"):
 
 
 class Bye(Wire, frozen=True, kw_only=True, tag_field="type", tag="bye"):
-    """The server ends the connection (or with `room`, this membership); come back after so many seconds, or never."""
+    """The server ends the connection (or with `room`, this membership); come back after so many seconds, or never.
+
+    `incarnation` is that of the room that ended: another one under the same token goes on.
+    """
 
     problem: Problem
     room: str | None = None
     retry_after: float | None = None
+    incarnation: str = ""
 
 
 class Slow(Wire, frozen=True, kw_only=True, tag_field="type", tag="slow"):

@@ -1,4 +1,4 @@
-"""Who is connected and which rooms they hold: the links of a whole server, as pure bookkeeping.
+"""Who is connected, which rooms they hold, and which were deleted: the links of a whole server, as pure bookkeeping.
 
 A member is a kernel, page or script; a boot is one process or page load of it; a connection is one socket of a boot, named by
 a generation number so that news about an older one is recognised as stale.
@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 
 from sharedwidgets.core.protocol import Member
 from sharedwidgets.errors import TooManyRooms
+
+# Deletions that are remembered, and for how long: as long as the marks of whoever may come back.
+KEPT_TOMBSTONES = 10_000
+TOMBSTONE_SECONDS = 7 * 86400.0
 
 
 @dataclass
@@ -103,3 +107,25 @@ class Registry:
         for room in over:
             del self._empty_since[room]
         return over
+
+
+class Tombstones:
+    """Rooms that were deleted, as (token, incarnation): who comes back to one is told, and does not make it again (H18)."""
+
+    def __init__(self) -> None:
+        # Oldest first.
+        self._since: dict[tuple[str, str], float] = {}
+
+    def __contains__(self, room: object) -> bool:
+        return room in self._since
+
+    def bury(self, room: tuple[str, str], now: float) -> None:
+        """A room was deleted."""
+        self._since[room] = now
+        if len(self._since) > KEPT_TOMBSTONES:
+            del self._since[next(iter(self._since))]
+
+    def forget(self, now: float) -> None:
+        """Let go of what was deleted long ago."""
+        while self._since and now - next(iter(self._since.values())) > TOMBSTONE_SECONDS:
+            del self._since[next(iter(self._since))]

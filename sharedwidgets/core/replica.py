@@ -39,9 +39,10 @@ from sharedwidgets.core.protocol import (
     Resume,
     Set,
     Snapshot,
+    Splice,
     Waiting,
 )
-from sharedwidgets.core.values import MAX_DEPTH, Value, normalise, plus, same, text
+from sharedwidgets.core.values import MAX_DEPTH, Value, added_up, normalise, same, text
 from sharedwidgets.errors import InvalidValue, NotFound
 
 TraitKey: TypeAlias = tuple[str, str]
@@ -104,7 +105,7 @@ class Pending(msgspec.Struct, eq=False):
     """Ops of one push that have no verdict. `n` is 0 until taken; a `group` is never merged with others.
 
     What is `asked` is not in the view before its verdict, and its author waits for that: `problem` when it was refused, else
-    `value` is the number it left.
+    `value` is the number it left. `epoch` is the log of the revisions its author named, if it did.
     """
 
     ops: tuple[Op, ...]
@@ -115,6 +116,7 @@ class Pending(msgspec.Struct, eq=False):
     sent: bool = False
     whole: bool = False
     asked: bool = False
+    epoch: str = ""
     problem: Problem | None = None
     value: int | float | None = None
 
@@ -263,7 +265,9 @@ class Replica:
                 raise error.located(room=self.room, state=op.state) from None
         under = fences or {}
         if group or len(checked) != 1 or not self._merged(checked[0], depth, under):
-            self._pending.append(Pending(tuple(checked), group or len(checked) > 1, depth, under))
+            self._pending.append(
+                Pending(tuple(checked), group or len(checked) > 1, depth, under, epoch=self._epoch_of(checked))
+            )
         self._shown.update(trial)
         return News(self._changes(before, "local", dict.fromkeys(before, depth)))
 
@@ -284,7 +288,7 @@ class Replica:
                     schemas.check(kind, op.value, state=op.state, trait=op.path[0])
             except InvalidValue as error:
                 raise error.located(room=self.room, state=op.state) from None
-        push = Pending(tuple(checked), True, depth, fences or {}, asked=True)
+        push = Pending(tuple(checked), True, depth, fences or {}, asked=True, epoch=self._epoch_of(checked))
         self._pending.append(push)
         return push
 
@@ -306,14 +310,16 @@ class Replica:
                 push.n = self._next_n
                 self._next_n += 1
             push.sent = True
+            ops = self._compressed(index)
             pushes.append(
                 Push(
                     room=self.room,
                     n=push.n,
-                    ops=self._compressed(index),
+                    ops=ops,
                     depth=push.depth,
                     fences=dict(push.fences),
                     answer=push.asked,
+                    epoch=self.epoch if any(isinstance(op, Splice) for op in ops) else push.epoch,
                 )
             )
         return pushes
@@ -504,10 +510,16 @@ class Replica:
                 last.ops = (op,)
                 return True
             case Inc(min=None, max=None), Inc(min=None, max=None) if self._unbounded(op):
-                last.ops = (msgspec.structs.replace(op, by=plus(earlier.by, op.by)),)
-                return True
+                total = added_up(earlier.by, op.by)
+                if total is not None:
+                    last.ops = (msgspec.structs.replace(op, by=total),)
+                return total is not None
             case _:
                 return False
+
+    def _epoch_of(self, ops: Iterable[Op]) -> str:
+        """The log in which ops that are made now name revisions; empty when none does."""
+        return self.epoch if any(isinstance(op, Set) and op.if_rev is not None for op in ops) else ""
 
     def _unbounded(self, op: Op) -> bool:
         """Whether sums of the trait cannot be refused: one refused sum must not take others with it."""
@@ -519,7 +531,8 @@ class Replica:
         push = self._pending[index]
         # Until the answer to a `Resume` came, the server's log may be another one, with other revisions (H18).
         # Under a lock nothing may come too late because its base was stale.
-        whole = push.whole or self._catching_up or bool(push.fences)
+        # A push names one log: what its author read of an older one keeps it from being cut from this one.
+        whole = push.whole or self._catching_up or bool(push.fences) or push.epoch not in ("", self.epoch)
         earlier = {(op.state, op.path[0]) for other in self._pending[:index] for op in other.ops}
         ops: list[Op] = []
         for op in push.ops:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -81,6 +81,7 @@ from sharedwidgets.errors import (
     InvalidValue,
     Locked,
     LockLost,
+    LockTimeout,
     NoSuchRoom,
     NoSuchState,
     OutcomeUnknown,
@@ -105,6 +106,8 @@ MOST_STATES = 128
 
 # Marks that are kept per room; beyond, the longest silent boots are forgotten first.
 KEPT_MARKS = 10_000
+# Labels of its log that a room knows: each load makes one, and who comes with an older one gets a snapshot.
+KEPT_EPOCHS = 32
 
 
 class Now(NamedTuple):
@@ -112,6 +115,13 @@ class Now(NamedTuple):
 
     mono: float
     wall: float
+
+
+class Revision(NamedTuple):
+    """Where a room stood: the label of its log, which no other room and no other log has, and the seq in it."""
+
+    epoch: str
+    seq: int
 
 
 class Mark(Wire, frozen=True, kw_only=True):
@@ -216,19 +226,26 @@ Effect: TypeAlias = Record | Forget | Attach | Detach | Send | Tell | Answer
 
 
 @dataclass
+class _Lost:
+    """A boot whose connection is gone, and the time from which it is gone itself; None when that came and it lives on."""
+
+    gone_at: float | None
+    # Whether somebody who can know says that its process lives.
+    vouched: bool = False
+
+
+@dataclass
 class _Presence:
     member: Member
     boots: dict[str, set[str]] = field(default_factory=dict)
-    gone_at: float | None = None
-    # Whether somebody who can know says that its process lives.
-    vouched: bool = False
-    # Boots whose connections are gone; what they hold is freed when the member is.
-    lost: set[str] = field(default_factory=set)
+    # Each has its own time: what it holds and waits for ends with it, though another boot of the member lives on (H7).
+    lost: dict[str, _Lost] = field(default_factory=dict)
 
     def seen(self) -> Member:
         states = sorted(set().union(*self.boots.values())) if self.boots else self.member.states
-        lost: MemberState = "away" if self.gone_at is not None else "unresponsive"
-        return msgspec.structs.replace(self.member, state="live" if self.boots else lost, states=tuple(states))
+        away = any(lost.gone_at is not None for lost in self.lost.values())
+        state: MemberState = "live" if self.boots else "away" if away else "unresponsive"
+        return msgspec.structs.replace(self.member, state=state, states=tuple(states))
 
 
 class _Stale(Exception):
@@ -250,16 +267,27 @@ class Room:
         What the store kept.
     now : float
         Monotonic seconds: the leases in the image start anew (H26).
+    buried : container of (str, str)
+        The rooms that were deleted, as (token, incarnation).
     """
 
     def __init__(
-        self, token: str, *, incarnation: str, epoch: str, limits: Limits, image: RoomImage | None = None, now: float = 0.0
+        self,
+        token: str,
+        *,
+        incarnation: str,
+        epoch: str,
+        limits: Limits,
+        image: RoomImage | None = None,
+        now: float = 0.0,
+        buried: Container[tuple[str, str]] = (),
     ) -> None:
         self.token = token
+        self._buried = buried
         self.limits = limits
         self.incarnation = image.incarnation if image else incarnation
         self.seq = image.seq if image else 0
-        self.epochs: list[tuple[str, int]] = [*(image.epochs if image else ()), (epoch, self.seq + 1)]
+        self.epochs: list[tuple[str, int]] = [*(image.epochs if image else ()), (epoch, self.seq + 1)][-KEPT_EPOCHS:]
         self.states: States = {name: State.from_image(item) for name, item in image.states.items()} if image else {}
         self.marks: dict[str, Mark] = dict(image.marks) if image else {}
         self.acked_lost = 0
@@ -269,6 +297,12 @@ class Room:
         self._revisions = Revisions(self.seq)
         self._presences: dict[str, _Presence] = {}
         self._attached: dict[str, Author] = {}
+        # By (state, trait): the boot whose first value it got. And the boot from whose copy the room was made again, with the
+        # number up to which its pushes were made before that (H8).
+        self._makers: dict[tuple[str, str], str] = {}
+        self._copied: tuple[str, int] = ("", 0)
+        # What this room was called before it was lost and made again: who still has that one is of this one.
+        self._former: tuple[str, ...] = ()
         # Boots that went in a window the store did not take: what they held is not free yet (H9).
         self._orphans: set[str] = set()
         # Boots that were asked to send again from a number; what they sent beyond it is ignored until it comes.
@@ -281,6 +315,11 @@ class Room:
     def epoch(self) -> str:
         """The label of the log being written now."""
         return self.epochs[-1][0]
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """This room as (token, incarnation), and the one it was made again from: what is buried with it."""
+        return tuple((self.token, incarnation) for incarnation in (self.incarnation, *self._former))
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -336,22 +375,15 @@ class Room:
             case Leave():
                 return self._leave(author, message.state, now)
 
-    def request(self, ticket: int, author: Author, ops: Sequence[Op], if_seq: int | None, now: Now) -> list[Effect]:
+    def request(self, ticket: int, author: Author, ops: Sequence[Op], base: Revision | None, now: Now) -> list[Effect]:
         """What follows from a request from outside: one push without a replica.
 
-        With `if_seq` it is refused when a state it names changed after that seq.
+        With a `base` it is refused when a state it names changed after that, or when that is of another log.
         """
         expired = self._expired(now)
         try:
-            for op in ops if if_seq is not None else ():
-                changed = self._changed(op.state, author)
-                if changed > (if_seq or 0):
-                    raise RevisionMismatch(
-                        f"{op.state} changed at seq {changed}, after {if_seq}; read it again",
-                        state=op.state,
-                        path=op.path,
-                        expected=f"seq {self.seq}",
-                    )
+            if base is not None:
+                self._check_states(author, ops, base)
             decided, growth = self._decide(author, ops, now)
             record = self._commit(author.actor, decided, growth, now)
         except _Stale:
@@ -359,6 +391,19 @@ class Room:
         except SharedWidgetsError as error:
             return [*expired, Answer(ticket, error.located(room=self.token))]
         return [*expired, record, Answer(ticket, self.seq)]
+
+    def _check_states(self, author: Author, ops: Sequence[Op], base: Revision) -> None:
+        if base.epoch != self.epoch:
+            raise RevisionMismatch("the room was made anew since it was read; read it again")
+        for op in ops:
+            changed = self._changed(op.state, author)
+            if changed > base.seq:
+                raise RevisionMismatch(
+                    f"{op.state} changed at seq {changed}, after {base.seq}; read it again",
+                    state=op.state,
+                    path=op.path,
+                    expected=f"seq {self.seq}",
+                )
 
     def break_lock(self, ticket: int, author: Author, lock: LockName, now: Now) -> list[Effect]:
         """What follows from a request to take a lock from whoever holds it; its writes under it are refused from here on."""
@@ -427,50 +472,66 @@ class Room:
         presence = self._presences[author.member.id]
         before = presence.seen()
         states = presence.boots.pop(boot)
-        presence.lost.add(boot)
+        presence.lost[boot] = self._lost(now)
         if not presence.boots:
             presence.member = msgspec.structs.replace(presence.member, states=tuple(sorted(states)))
-            presence.gone_at = now.mono + self.limits.away_seconds
         if presence.seen() != before:
             effects.append(Tell(Members(room=self.token, present=(presence.seen(),))))
         return effects
 
-    def process(self, member: str, alive: bool, now: Now) -> list[Effect]:
-        """What is known of the process of a member that lost its connection.
+    def process(self, boot: str, alive: bool, now: Now) -> list[Effect]:
+        """What is known of the process of a boot that lost its connection.
 
-        One that lives is *unresponsive* from the time at which it would be gone; one that is dead is gone now. A member that
+        One that lives is *unresponsive* from the time at which it would be gone; one that is dead is gone now. A boot that
         came back meanwhile is what its connection says it is.
         """
-        presence = self._presences.get(member)
-        if presence is None or presence.boots:
+        member, presence = next(((name, item) for name, item in self._presences.items() if boot in item.lost), ("", None))
+        if presence is None:
             return self._expired(now)
         if alive:
-            presence.vouched = True
+            presence.lost[boot].vouched = True
             return []
-        return [*self._freed_by(self._presences.pop(member), now), Tell(Members(room=self.token, gone=(member,)))]
+        effects = self._bury(member, [boot], now)
+        gone = member not in self._presences
+        return [*effects, Tell(Members(room=self.token, gone=(member,)))] if gone else effects
+
+    def elsewhere(self, boot: str, now: Now) -> list[Effect]:
+        """A boot that lost its connection has another one: here it is gone, too, unless it comes back as quickly as any other.
+
+        It may have left the room while nobody heard it, and that its process lives keeps it here no longer.
+        """
+        presence = next((item for item in self._presences.values() if boot in item.lost), None)
+        if presence is None:
+            return []
+        before = presence.seen()
+        presence.lost[boot] = self._lost(now)
+        after = presence.seen()
+        return [Tell(Members(room=self.token, present=(after,)))] if after != before else []
 
     def delete(self) -> list[Effect]:
         """The room ends, and with it this incarnation: whoever is here is told and let go (H18)."""
-        gone = problem(RoomGone("the room was deleted; link to it again to make a new one", room=self.token))
         effects: list[Effect] = []
         for boot in list(self._attached):
-            effects += [Send(boot, Bye(room=self.token, problem=gone)), Detach(boot)]
+            effects += [Send(boot, self._farewell(self.incarnation)), Detach(boot)]
         self._attached.clear()
         self._presences.clear()
         return effects
 
     def tick(self, now: Now) -> list[Effect]:
         """Members that stayed away are gone, or unresponsive; marks nobody came back to are forgotten."""
-        due = {name: item for name, item in self._presences.items() if item.gone_at is not None and item.gone_at <= now.mono}
-        present: list[Member] = []
         effects: list[Effect] = self._expired(now)
-        for name, item in due.items():
-            if item.vouched:
-                item.gone_at = None
+        present: list[Member] = []
+        gone: list[str] = []
+        for name, item in [*self._presences.items()]:
+            before = item.seen()
+            due = [boot for boot, lost in item.lost.items() if lost.gone_at is not None and lost.gone_at <= now.mono]
+            for boot in due:
+                item.lost[boot].gone_at = None
+            effects += self._bury(name, [boot for boot in due if not item.lost[boot].vouched], now)
+            if name not in self._presences:
+                gone.append(name)
+            elif item.seen() != before:
                 present.append(item.seen())
-            else:
-                effects += self._freed_by(self._presences.pop(name), now)
-        gone = tuple(name for name, item in due.items() if not item.vouched)
         surplus = len(self.marks) - KEPT_MARKS
         forgotten: list[str] = []
         for boot, mark in sorted(self.marks.items(), key=lambda item: item[1].at):
@@ -480,13 +541,14 @@ class Room:
                 surplus -= 1
         if forgotten:
             effects.append(Forget(tuple(forgotten)))
-        if due:
-            effects.append(Tell(Members(room=self.token, present=tuple(present), gone=gone)))
+        if present or gone:
+            effects.append(Tell(Members(room=self.token, present=tuple(present), gone=tuple(gone))))
         return effects
 
     def next_deadline(self) -> float | None:
         """The monotonic time at which `tick` has something to do; None for not before something happens."""
-        times = [item.gone_at for item in self._presences.values() if item.gone_at is not None]
+        lost = [lost.gone_at for item in self._presences.values() for lost in item.lost.values()]
+        times = [time for time in lost if time is not None]
         lease = self.locks.next_deadline()
         return min(times if lease is None else [*times, lease], default=None)
 
@@ -547,14 +609,14 @@ class Room:
         known = set(told)
         self._presences = other._presences
         self._attached = {boot: author for boot, author in other._attached.items() if boot in known}
+        freed = {lock.boot for lock in self.locks.image()} - {lock.boot for lock in other.locks.image()}
+        self._makers, self._copied, self._former = other._makers, other._copied, other._former
+        lost = {boot for presence in self._presences.values() for boot in presence.lost}
+        self._orphans = (freed | other._orphans) - self._attached.keys() - lost
         for presence in self._presences.values():
             for boot in [boot for boot in presence.boots if boot not in self._attached]:
                 del presence.boots[boot]
-            if not presence.boots and presence.gone_at is None and not presence.vouched:
-                presence.gone_at = now.mono + self.limits.away_seconds
-        freed = {lock.boot for lock in self.locks.image()} - {lock.boot for lock in other.locks.image()}
-        here = {boot for presence in self._presences.values() for boot in (*presence.boots, *presence.lost)}
-        self._orphans = (freed | other._orphans) - here
+                presence.lost[boot] = self._lost(now)
         return list(self._attached.values())
 
     # --- pushes
@@ -572,7 +634,8 @@ class Room:
         self._awaited.pop(author.boot, None)
         try:
             self._check_depth(push)
-            decided, growth = self._decide(author, push.ops, now, push.fences)
+            self._check_copies(author, push)
+            decided, growth = self._decide(author, push.ops, now, push.fences, epoch=push.epoch)
         except _Stale:
             return [self._resend(author.boot, push.n)]
         except SharedWidgetsError as error:
@@ -601,6 +664,7 @@ class Room:
         now: Now,
         fences: Mapping[str, int] | None = None,
         most_ops: int | None = None,
+        epoch: str = "",
     ) -> tuple[list[Op], int]:
         """The ops as they will stand in the entry and the bytes they add.
 
@@ -617,6 +681,7 @@ class Room:
         delta.check_ops(ops, self.limits.op_bytes)
         for state in dict.fromkeys(op.state for op in ops):
             self._check_lock(author, state, (fences or {}).get(state, 0), now)
+        end = self._end(epoch) if epoch else self.seq
         trial: dict[tuple[str, str], Value] = {}
         owned = delta.Owned()
         decided: list[Op] = []
@@ -625,7 +690,7 @@ class Room:
             key = (op.state, op.path[0])
             kind, held = delta.find(self.states, *key, frontend=author.frontend)
             before = trial.get(key, held)
-            self._check_base(op, before, key in trial)
+            self._check_base(op, before, key in trial, end)
             op = self._plain(op)
             gained = delta.growth(before, op)
             after = delta.apply(before, op, owned)
@@ -656,6 +721,23 @@ class Room:
                 expected=f"depth ≤ {most}",
             )
 
+    def _check_copies(self, author: Author, push: Push) -> None:
+        """Raise where a push from before the room was made again meets a trait that came from the copy of another boot.
+
+        That copy may hold the push already; what came from the author's own does not.
+        """
+        boot, highest = self._copied
+        if author.boot != boot or push.n > highest:
+            return
+        for op in push.ops:
+            if self._makers.get((op.state, op.path[0])) != boot:
+                raise OutcomeUnknown(
+                    f"the server lost the room, and {op.state}.{op.path[0]} came back from another member, which may have seen "
+                    "this write; look at the value and write again if needed",
+                    state=op.state,
+                    path=op.path,
+                )
+
     def _plain(self, op: Op) -> Op:
         """The op without what only a server may say, checked for depth."""
         match op:
@@ -678,10 +760,10 @@ class Room:
             )
         return op
 
-    def _check_base(self, op: Op, before: Value, touched: bool) -> None:
-        if isinstance(op, Splice) and (touched or not self._unchanged(op, op.rev)):
+    def _check_base(self, op: Op, before: Value, touched: bool, end: int) -> None:
+        if isinstance(op, Splice) and (touched or not self._unchanged(op, op.rev, end)):
             raise _Stale
-        if isinstance(op, Set) and op.if_rev is not None and not self._unchanged(op, op.if_rev):
+        if isinstance(op, Set) and op.if_rev is not None and not self._unchanged(op, op.if_rev, end):
             raise RevisionMismatch(
                 f"{op.state}.{'.'.join(op.path)} changed after seq {op.if_rev}; read it again", state=op.state, path=op.path
             )
@@ -694,9 +776,14 @@ class Room:
                 f"{op.state}.{'.'.join(op.path)} is not what was expected; read it again", state=op.state, path=op.path
             )
 
-    def _unchanged(self, op: Op, rev: int) -> bool:
-        """Whether the path is as it was at `rev`; a revision still to come is one of a log that was lost."""
-        return self._revisions.of(op.state, op.path) <= rev <= self.seq
+    def _unchanged(self, op: Op, rev: int, end: int) -> bool:
+        """Whether the path is as it was at `rev` of a log with that end; beyond it is what was lost."""
+        return self._revisions.of(op.state, op.path) <= rev <= end
+
+    def _end(self, epoch: str) -> int:
+        """The last seq of a log; -1 of one that is not known, which was another room's or is too old."""
+        ends = [first - 1 for _, first in self.epochs[1:]] + [self.seq]
+        return next((last for (label, _), last in zip(self.epochs, ends, strict=True) if label == epoch), -1)
 
     def _commit(
         self,
@@ -748,6 +835,10 @@ class Room:
     # --- coming and going
 
     def _join(self, author: Author, join: Join, now: Now) -> list[Effect]:
+        if join.resume is not None and self._was_deleted(join.resume):
+            # Who was about to make it again is told that it ended, too.
+            farewell = self._farewell(join.resume.incarnation)
+            return [Send(author.boot, farewell), Send(author.boot, self._failure(join.id, _gone()))]
         effects: list[Effect] = []
         created = self.seq == 0
         linked = self._linked(author)
@@ -762,10 +853,15 @@ class Room:
             except SharedWidgetsError as error:
                 return [Send(author.boot, self._failure(join.id, error))]
             if definition is not None:
+                held = self.states.get(join.state, State()).schema
+                self._makers |= {(join.state, trait): author.boot for trait in definition.schema if trait not in held}
                 effects.append(self._commit(author.actor, [definition], self._growth(definition), now))
         if join.resume is not None:
             effects += self._verdicts(author, join.resume, now, mine=created and self.seq > 0)
         fresh = author.boot not in self._attached
+        if fresh and join.resume is None:
+            # It begins anew: what an earlier stay held or waited for ended with a goodbye that was lost with its socket.
+            effects += self._lock_effects(self.locks.gone(author.boot, now.mono, self.seq), now, SERVER)
         member = self._enter(author, [join.state] if join.state is not None else [], now)
         if fresh:
             effects += [Attach(author.boot, author.audience), Send(author.boot, self.snapshot(author.boot, author.audience))]
@@ -780,6 +876,8 @@ class Room:
 
     def _resume(self, author: Author, resume: Resume, now: Now) -> list[Effect]:
         """Verdicts lost with a socket, and what happened since, cut at one seq."""
+        if self._was_deleted(resume):
+            return [Send(author.boot, self._farewell(resume.incarnation))]
         if self.seq == 0 and resume.seq > 0:
             return [Send(author.boot, self._failure(None, NoSuchRoom("the room is not here any more", room=self.token)))]
         self._awaited.pop(author.boot, None)
@@ -803,6 +901,8 @@ class Room:
         A boot nobody remembers cannot be told whether its open pushes took effect, except by the one whose copy the room was
         just made from (`mine`): that copy is from before them. In a room made anew even its first push may be in already.
         """
+        if mine:
+            self._copied, self._former = (author.boot, resume.highest), (resume.incarnation,)
         mark = self.marks.get(author.boot)
         effects: list[Effect] = []
         forgotten = resume.lowest > 1 or resume.incarnation != self.incarnation
@@ -898,8 +998,7 @@ class Room:
         if presence is None:
             # It came to this room now, whatever rooms it was in before: who was here first is asked of this number.
             presence = self._presences[author.member.id] = _Presence(msgspec.structs.replace(author.member, since=now.wall))
-        presence.gone_at, presence.vouched = None, False
-        presence.lost.discard(author.boot)
+        presence.lost.pop(author.boot, None)
         presence.boots.setdefault(author.boot, set()).update([*states][:MOST_STATES])
         after = presence.seen()
         return after if after != before else None
@@ -919,7 +1018,7 @@ class Room:
         effects = [Detach(author.boot), *self._lock_effects(self.locks.gone(author.boot, now.mono, self.seq), now, SERVER)]
         if presence.boots:
             return [*effects, Tell(Members(room=self.token, present=(presence.seen(),)))]
-        effects += self._freed_by(self._presences.pop(author.member.id), now)
+        effects += self._bury(author.member.id, presence.lost, now)
         return [*effects, Tell(Members(room=self.token, gone=(author.member.id,)))]
 
     # --- locks
@@ -939,9 +1038,14 @@ class Room:
                     if message.lock.kind == "state" and message.lock.name not in self.states:
                         raise NoSuchState(f"there is no state {message.lock.name!r} to lock", state=message.lock.name)
                     lease = min(message.lease, self.limits.hold_seconds)
-                    return self._lock_effects(self.locks.acquire(claim, message.lock, lease, mono, seq), now, author.actor)
+                    decided = self.locks.acquire(claim, message.lock, lease, mono, seq, wait=message.wait)
                 except SharedWidgetsError as error:
                     return [Send(author.boot, self._failure(message.id, error))]
+                refused = [self._failure(message.id, _taken(item)) for item in decided if isinstance(item, locking.Taken)]
+                return [
+                    *self._lock_effects(decided, now, author.actor),
+                    *(Send(author.boot, failure) for failure in refused),
+                ]
             case Cancel():
                 return self._lock_effects(self.locks.cancel(claim, message.lock, mono, seq), now, author.actor)
             case Renew():
@@ -957,11 +1061,19 @@ class Room:
             effects += self._lock_effects(self.locks.gone(boot, now.mono, self.seq), now, SERVER)
         return effects
 
-    def _freed_by(self, presence: _Presence, now: Now) -> list[Effect]:
-        """A member is gone: what its processes held is free."""
+    def _lost(self, now: Now) -> _Lost:
+        """A boot that lost its connection may come back within `away_seconds`."""
+        return _Lost(now.mono + self.limits.away_seconds)
+
+    def _bury(self, member: str, boots: Iterable[str], now: Now) -> list[Effect]:
+        """Lost boots are gone: what they held is free, they wait for nothing, and their member goes with the last one."""
+        presence = self._presences[member]
         effects: list[Effect] = []
-        for boot in sorted(presence.lost):
+        for boot in sorted(boots):
+            del presence.lost[boot]
             effects += self._lock_effects(self.locks.gone(boot, now.mono, self.seq), now, SERVER)
+        if not presence.boots and not presence.lost:
+            del self._presences[member]
         return effects
 
     def _lock_effects(self, effects: Iterable[locking.LockEffect], now: Now, by: Actor) -> list[Effect]:
@@ -979,7 +1091,7 @@ class Room:
                     waiters = tuple(claim.member for claim in self.locks.waiters(name))
                     told.append(Tell(Waiting(room=self.token, lock=name, waiters=waiters)))
                 case _:
-                    # The lease of one who asked: whether it holds the lock, its replica shows.
+                    # To one who asked: whether it holds the lock its replica shows, and that it is taken its own answer says.
                     pass
         return told
 
@@ -1008,6 +1120,12 @@ class Room:
 
     # --- small parts
 
+    def _was_deleted(self, resume: Resume) -> bool:
+        return (self.token, resume.incarnation) in self._buried
+
+    def _farewell(self, incarnation: str) -> Bye:
+        return Bye(room=self.token, problem=problem(_gone().located(room=self.token)), incarnation=incarnation)
+
     def _failure(self, request: int | None, error: SharedWidgetsError) -> Failure:
         return Failure(id=request, room=self.token, problem=problem(error))
 
@@ -1023,10 +1141,8 @@ class Room:
 
     def _reaches(self, epoch: str, seq: int) -> bool:
         """Whether the tail still has everything after `seq` of that epoch."""
-        ends = [first - 1 for _, first in self.epochs[1:]] + [self.seq]
-        end = next((last for (label, _), last in zip(self.epochs, ends, strict=True) if label == epoch), -1)
         oldest = self._tail[0][0].seq if self._tail else self.seq + 1
-        return oldest - 1 <= seq <= end
+        return oldest - 1 <= seq <= self._end(epoch)
 
     def _trim(self, now: float) -> None:
         limits = self.limits
@@ -1077,6 +1193,20 @@ def _weight(op: EntryOp) -> int:
             return 0
         case _:
             return delta.weight(op)
+
+
+def _gone() -> SharedWidgetsError:
+    """The error for who is in a room that was deleted, or comes back to it."""
+    return RoomGone("the room was deleted; link to it again to make a new one")
+
+
+def _taken(effect: locking.Taken) -> LockTimeout:
+    """The error for who does not wait for a lock that another one holds."""
+    name, holder = effect.name, effect.holder
+    return LockTimeout(
+        f"the lock {name.name!r} was not waited for: {holder.label or holder.member} holds it",
+        state=name.name if name.kind == "state" else None,
+    )
 
 
 def _lock_image(lock: locking.HeldLock) -> LockImage:

@@ -120,6 +120,15 @@ def plus(left: int | float, right: int | float) -> int | float:
     return whole(total) if isinstance(total, int) else total
 
 
+def added_up(left: int | float, right: int | float) -> int | float | None:
+    """What two sums in a row add; None where that is no number that says the same as both, one after the other."""
+    try:
+        total = plus(left, right)
+    except InvalidValue:
+        return None
+    return total if isinstance(total, int) or math.isfinite(total) else None
+
+
 def depth(value: Value) -> int:
     """How many levels of list and dict a value has; 0 for a scalar."""
     if isinstance(value, list):

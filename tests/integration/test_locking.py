@@ -22,6 +22,7 @@ import sharedwidgets.connection
 from sharedwidgets import SharedState, connect, lock
 from sharedwidgets.core.protocol import LockImage, LockName, Snapshot
 from sharedwidgets.core.replica import News, Replica
+from sharedwidgets.delivery import Delivery
 from sharedwidgets.errors import Locked, LockLost, LockOrder, LockTimeout
 from sharedwidgets.leases import Leases
 from sharedwidgets_server.testing import LiveServer
@@ -182,6 +183,7 @@ def test_an_unlinked_state_has_a_lock_of_its_own() -> None:
     assert (state.count, state.locked_by) == (800, None)
     with state.lock():
         assert in_thread(lambda: state.lock().try_acquire()) is False
+        assert in_thread(lambda: asyncio.run(state.lock().try_acquire_async())) is False
         with pytest.raises(LockTimeout):
             in_thread(lambda: state.lock(timeout=0.05).acquire())
         with pytest.raises(LockLost):
@@ -280,6 +282,65 @@ def test_a_wait_is_finite_and_names_the_holder(one: Counter, two: Counter) -> No
     assert one.wait_until(lambda: one.locked_by is None, 10)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("wrong", ["held", "free"])
+async def test_the_server_decides_whether_a_lock_can_be_had_now_not_what_was_heard_last(
+    server: LiveServer, one: Counter, token: str, wrong: str
+) -> None:
+    with Stalling(server.port) as way:
+        far = await Counter().link_to_async(token, server=way.url, credential=server.credential)
+        held = one.lock()
+        if wrong == "held":
+            await held.acquire_async()
+            await asyncio.to_thread(eventually, lambda: far.locked_by is not None)
+        # From here on it hears nothing, and knows what was.
+        way.shut(up=False)
+        if wrong == "held":
+            await held.release_async()
+        else:
+            await held.acquire_async()
+        before = seq(server, token)
+        lock = far.lock()
+        tried = asyncio.get_running_loop().create_task(lock.try_acquire_async())
+        if wrong == "held":
+            await asyncio.to_thread(eventually, lambda: seq(server, token) == before + 1)
+        else:
+            await asyncio.sleep(0)
+        assert not tried.done()
+        # This loop goes on meanwhile: else nobody would open the way.
+        way.open()
+        assert await tried is lock.held is (wrong == "held")
+        assert one.lock().waiters == ()
+        if lock.held:
+            await lock.release_async()
+        else:
+            assert seq(server, token) == before
+            await held.release_async()
+        far.unlink()
+
+
+def test_a_lock_is_had_now_where_it_is_free_and_a_server_answers(server: LiveServer, one: Counter, token: str) -> None:
+    with Faults(server.port) as way:
+        far = Counter().link_to(token, server=way.url, credential=server.credential)
+        lock = far.lock()
+        assert lock.try_acquire()
+        assert lock.try_acquire()
+        assert not in_thread(far.lock().try_acquire)
+        assert not one.lock().try_acquire()
+        lock.release()
+        lock.release()
+        near = one.lock()
+        assert near.waiters == ()
+        assert near.try_acquire()
+        way.refusing = True
+        way.cut()
+        eventually(lambda: far._bridge.connection.state == "offline")  # type: ignore[union-attr]
+        near.release()
+        # Nobody holds it, and nobody says so.
+        assert not far.lock().try_acquire()
+        far.unlink()
+
+
 def test_first_come_first_served(one: Counter, two: Counter) -> None:
     order: list[int] = []
     with one.lock():
@@ -344,7 +405,7 @@ def test_named_locks_cover_nothing(server: LiveServer, one: Counter, two: Counte
             two.count = 3
         assert held.held
     free = rooms[1].lock("fit")
-    eventually(free.try_acquire)
+    assert free.try_acquire()
     free.release()
     for room in rooms:
         room.close()
@@ -362,8 +423,12 @@ def test_h24_what_was_written_before_a_lock_is_not_under_it(server: LiveServer, 
     assert (refused.changes, one.count, one.other) == ([], 50, 49)
 
 
-def test_h21_the_trait_is_fresh_though_the_main_thread_did_not_look(one: Counter, two: Counter) -> None:
+def test_h21_the_trait_is_fresh_though_the_main_thread_did_not_look(
+    one: Counter, two: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The grant arrives while `acquire` blocks: the next read must be of what came before it."""
+    # Nothing is shown by itself, as while a cell is busy.
+    monkeypatch.setattr(Delivery, "ring", lambda self: None)
     for number in range(20):
         assert two.wait_until(lambda: two.locked_by is None, 10)
         two.count = number * 10

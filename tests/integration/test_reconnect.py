@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 import sharedwidgets.connection
 from sharedwidgets import Room, discovery
 from sharedwidgets import connect as connect_to
-from sharedwidgets.core.protocol import Bye, Entries, Members, Set
+from sharedwidgets.core.protocol import Bye, Entries, Members, Problem, Set
 from sharedwidgets.core.replica import Change, Refused
-from sharedwidgets.errors import Closed, LinkTimeout, ServerNotFound
+from sharedwidgets.errors import Closed, LinkTimeout, OutcomeUnknown, RoomGone, ServerNotFound
 from sharedwidgets_server.testing import LiveServer
 from support.faults import Faults
 from support.peers import Peer, add
@@ -330,6 +331,113 @@ def test_a_room_on_memory_comes_back_from_a_live_scripts_values(own: LiveServer,
         assert told["seq"] == 301
         assert asks(mine) - asked <= 3
         assert [member["states"] for member in told["members"]] == [["S"]]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_h18_a_room_deleted_while_one_was_away_is_not_made_again_by_it(live: LiveServer, room: str, again: bool) -> None:
+    with Faults(live.port) as relay:
+        mine = enter(relay, live, room)
+        state = mine.define("S", count=0)
+        state["count"] = 5
+        mine.flush()
+        refused: list[Refused] = []
+        mine.on_refused(refused.append)
+        relay.refusing = True
+        relay.cut()
+        eventually(lambda: mine.link_state == "offline")
+        state["count"] = 6
+        assert ask(room_url(live, "rooms", room), "DELETE", headers=live.headers).status == 204
+        if again:
+            other = connect(room, server=live.url, credential=live.token)
+            other.define("S", count=1)
+            other.flush()
+        relay.refusing = False
+        enter(relay, live, f"{room}-other").close()
+        # What had no answer is refused, and the handle is dead.
+        eventually(lambda: refused)
+        assert [item.problem.code for item in refused] == ["room-gone"]
+        with pytest.raises(RoomGone):
+            state["count"] = 7
+        if again:
+            assert read(live, room)["states"]["S"]["values"] == {"count": 1}
+            assert len(read(live, room)["members"]) == 1
+        else:
+            assert ask(room_url(live, "rooms", room), headers=live.headers).status == 404
+        # A new link makes one, or joins the other.
+        assert enter(relay, live, room).define("S", count=2)["count"] == (1 if again else 2)
+
+
+def test_h18_a_late_word_of_a_deletion_does_not_end_the_room_that_was_linked_since(live: LiveServer, room: str) -> None:
+    mine = connect(room, server=live.url, credential=live.credential)
+    state = mine.define("S", count=0)
+    problem = Problem(code="room-gone", message="the room was deleted")
+    mine._connection._receive(Bye(room=room, problem=problem, incarnation="another"))
+    state["count"] = 1
+    mine.flush()
+    assert read(live, room)["states"]["S"]["values"] == {"count": 1}
+    mine._connection._receive(Bye(room=room, problem=problem, incarnation=mine._session.replica.incarnation))
+    with pytest.raises(RoomGone):
+        state["count"] = 2
+
+
+@pytest.mark.parametrize("first", ["me", "another"])
+@pytest.mark.parametrize("decided", [True, False])
+def test_h08_who_asked_a_server_that_lost_its_rooms_is_told_what_is_so(
+    own: LiveServer, room: str, first: str, decided: bool
+) -> None:
+    """Back from the asker's own copy its questions are put again; what another one's copy holds of them nobody can say."""
+    with Faults(own.port) as relay, Faults(own.port) as beside, ThreadPoolExecutor(2) as pool:
+        mine, other = enter(relay, own, room), enter(beside, own, room)
+        state, theirs = mine.define("S", stock=3, turn=""), other.define("S", stock=3, turn="")
+        relay.shut(up=not decided, down=decided)
+        added = pool.submit(state.increment, "stock", 2, max=9, timeout=30.0)
+        turn = pool.submit(state.compare_and_set, "turn", "", "mine", 30.0)
+        replica = mine._session.replica
+        eventually(lambda: (replica.undecided, replica.unsent) == (2, 0))
+        if decided:
+            assert other.wait_until(lambda: (theirs["stock"], theirs["turn"]) == (5, "mine"), 10)
+        relay.refusing = beside.refusing = True
+        own.kill()
+        for way, member in ((relay, mine), (beside, other)):
+            way.cut()
+            eventually(lambda member=member: member.link_state == "offline")
+        assert not added.done()
+        assert not turn.done()
+        own.start()
+        for way in (relay, beside) if first == "me" else (beside, relay):
+            way.refusing = False
+            enter(way, own, f"{room}-other").close()
+            eventually(lambda: ask(room_url(own, "rooms", room), headers=own.headers).status == 200)
+        if first == "me":
+            assert (added.result(10), turn.result(10)) == (5, True)
+        else:
+            for asked in (added, turn):
+                with pytest.raises(OutcomeUnknown):
+                    asked.result(10)
+        values = {"stock": 5, "turn": "mine"} if first == "me" or decided else {"stock": 3, "turn": ""}
+        assert read(own, room)["states"]["S"]["values"] == values
+        # And all goes on from there.
+        assert state.increment("stock", max=9) == values["stock"] + 1
+        assert state.compare_and_set("turn", "", "later") is (values["turn"] == "")
+
+
+def test_h08_what_was_asked_while_the_server_was_away_is_asked_of_the_room_that_comes_back(own: LiveServer, room: str) -> None:
+    with Faults(own.port) as relay, ThreadPoolExecutor(1) as pool:
+        mine, other = enter(relay, own, room), connect(room, server=own.url, credential=own.token)
+        state, _ = mine.define("S", stock=3), other.define("S", stock=3)
+        relay.refusing = True
+        relay.cut()
+        eventually(lambda: mine.link_state == "offline")
+        asked = pool.submit(state.increment, "stock", 2, max=9, timeout=30.0)
+        eventually(lambda: mine._session.replica.unsent == 1)
+        own.kill()
+        eventually(lambda: other.link_state == "offline")
+        own.start()
+        eventually(lambda: ask(room_url(own, "rooms", room), headers=own.headers).status == 200)
+        relay.refusing = False
+        enter(relay, own, f"{room}-other").close()
+        assert asked.result(10) == 5
+        assert read(own, room)["states"]["S"]["values"] == {"stock": 5}
 
 
 def asks(room: Room) -> int:

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sharedwidgets.core.locks import Claim, Freed, Granted, Held, LockEffect, LockName, LockTable, Lost, Queued
+from sharedwidgets.core.locks import Claim, Freed, Granted, Held, LockEffect, LockName, LockTable, Lost, Queued, Taken
 from sharedwidgets.errors import TooLarge
 from support.scale import scaled
 
@@ -150,27 +150,35 @@ class LockMachine(RuleBasedStateMachine):
     def acquire(self, claim: Claim, name: LockName, lease: float) -> None:
         self.ask(claim, name, lease)
 
+    @rule(claim=st.sampled_from(CLAIMS), name=st.sampled_from(NAMES))
+    def try_acquire(self, claim: Claim, name: LockName) -> None:
+        """Somebody wants it now or not at all."""
+        self.ask(claim, name, LEASE, wait=False)
+
     @rule(claims=st.permutations(CLAIMS), name=st.sampled_from(NAMES))
     def crowd(self, claims: list[Claim], name: LockName) -> None:
         """Everyone wants the same lock; not all find a place."""
         for claim in claims:
             self.ask(claim, name, LEASE)
 
-    def ask(self, claim: Claim, name: LockName, lease: float) -> None:
+    def ask(self, claim: Claim, name: LockName, lease: float, *, wait: bool = True) -> None:
         held, line = self.tenure(name), self.lines[name]
         in_use = [other for other in NAMES if self.tenure(other) or self.lines[other].places]
         no_name = name not in in_use and len(in_use) == MOST_NAMES
         lasts = held is not None and held.deadline > self.now
-        no_place = lasts and held is not None and held.claim != claim and len({*line.places, claim}) > MOST_WAITERS
+        full = len({*line.places, claim}) > MOST_WAITERS
+        no_place = wait and lasts and held is not None and held.claim != claim and full
         if no_name or no_place:
             with pytest.raises(TooLarge):
-                self.table.acquire(claim, name, lease, self.now, self.seq)
+                self.table.acquire(claim, name, lease, self.now, self.seq, wait=wait)
             return
-        effects = self.settled(name, self.table.acquire(claim, name, lease, self.now, self.seq))
+        effects = self.settled(name, self.table.acquire(claim, name, lease, self.now, self.seq, wait=wait))
         held = self.tenure(name)
         if held is not None and held.claim == claim:
             assert effects == [Held(name, claim, held.fence, held.lease)]
             held.deadline = self.now + held.lease
+        elif held is not None and not wait:
+            assert effects == [*([Queued(name)] if line.go(claim) else []), Taken(name, claim, held.claim)]
         else:
             new = line.come(claim, lease)
             if held is None:

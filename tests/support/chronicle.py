@@ -118,6 +118,8 @@ class Keeper:
     held: dict[LockName, tuple[str, int, float, float]] = field(default_factory=dict)
     lines: dict[LockName, list[str]] = field(default_factory=dict)
     away: set[str] = field(default_factory=set)
+    # Boots that lost their connection, and when they are gone though another boot of their member stays.
+    lost: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def loaded(cls, locks: Iterable[HeldLock], now: float) -> Keeper:
@@ -140,9 +142,22 @@ class Keeper:
         if held is not None and mine and (isinstance(word, Acquire) or (isinstance(word, Renew) and held[1] == word.fence)):
             self.held[word.lock] = (*held[:3], now + held[2])
 
-    def disconnected(self, boot: str) -> None:
-        """Who cannot be told is passed over until it asks again."""
+    def disconnected(self, boot: str, until: float) -> None:
+        """Who cannot be told is passed over until it asks again, and no longer than until it is gone."""
         self.away |= {owner for line in self.lines.values() for owner in line if boot_of(owner) == boot}
+        self.lost[boot] = until
+
+    def came(self, boot: str, *, anew: bool) -> None:
+        """Who comes back in time keeps its places; who left and comes `anew` has none, even if its goodbye was lost."""
+        if anew:
+            self.gone({boot})
+        self.lost.pop(boot, None)
+
+    def ticked(self, now: float) -> None:
+        """The room looks at the clock."""
+        over = {boot for boot, until in self.lost.items() if until <= now}
+        self.gone(over)
+        self.lost = {boot: until for boot, until in self.lost.items() if boot not in over}
 
     def gone(self, boots: Collection[str]) -> None:
         """Nobody of these waits any more."""

@@ -260,7 +260,10 @@ class Client:
                 for resume in news.send:
                     self._say(resume)
             case Failure(id=int() as number):
-                self.claims.refused(number, message.problem)
+                refused = self.claims.refused(number, message.problem)
+                if refused is not None and message.problem.code == "lock-timeout":
+                    assert not refused.wait, f"{self.boot} waits for {refused}, and is sent away"
+                    self.world.count("locks", "taken")
             case Failure():
                 # Words from before a goodbye that are decided once more, behind it.
                 assert message.problem.code == "no-such-room"
@@ -424,12 +427,12 @@ class Client:
         """A thread wants a lock, behind what is written so far."""
         thread, lock = rng.choice(THREADS), rng.choice(LOCKS)
         if (thread, lock) not in self.kept and self.member_of_room:
-            self.claim(thread, lock, LEASE * rng.choice((1, 1, 2)))
+            self.claim(thread, lock, LEASE * rng.choice((1, 1, 2)), wait=rng.random() < 0.7)
 
-    def claim(self, thread: str, lock: LockName, lease: float) -> Tenure:
+    def claim(self, thread: str, lock: LockName, lease: float, *, wait: bool = True) -> Tenure:
         """What a thread wants; to be said when it is due."""
         owner = f"{self.boot}.{self._number()}"
-        tenure = self.claims.want(lock, owner, lease, f"{self.boot} {thread}", self.replica.newest())
+        tenure = self.claims.want(lock, owner, lease, f"{self.boot} {thread}", self.replica.newest(), wait=wait)
         self.kept[thread, lock] = tenure
         self.tenures.append(tenure)
         return tenure

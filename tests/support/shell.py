@@ -289,10 +289,21 @@ class Shell:
         self.keeper.decided(entries, now, lambda: self._lines(boot, item, effects))
         if not isinstance(item, (Closed, CatchUp)):
             self.keeper.ended(now)
+        if isinstance(item, Acquire):
+            self._check_taken(item, effects)
         if isinstance(item, Leave):
             holds = [owner for owner, *_ in self.keeper.held.values() if boot_of(owner) == boot]
             assert not holds, f"every claim ends: {boot} left, and {holds} hold locks"
         return effects
+
+    def _check_taken(self, word: Acquire, effects: Sequence[Effect]) -> None:
+        """Whoever does not wait has the lock now, or is told at once that it is taken; then somebody has it."""
+        said = [effect.message for effect in effects if isinstance(effect, Send)]
+        codes = [message.problem.code for message in said if isinstance(message, Failure)]
+        held = self.keeper.held.get(word.lock)
+        mine = held is not None and held[0] == word.owner
+        assert word.wait or mine != bool(codes), f"{word} is answered with {effects}"
+        assert "lock-timeout" not in codes or (held is not None and not word.wait), f"{word} is refused while {held}"
 
     def _lines(self, boot: str, item: object, effects: Sequence[Effect]) -> None:
         """What an input does to who waits for a lock."""
@@ -307,8 +318,12 @@ class Shell:
         refused = any(isinstance(effect, Send) and isinstance(effect.message, Failure) for effect in effects)
         if isinstance(item, Word) and not refused:
             self.keeper.asked(item, self.world.now.mono)
-        elif isinstance(item, Closed):
-            self.keeper.disconnected(boot)
+        elif isinstance(item, (Join, Resume)) and any(isinstance(effect, Attach) for effect in effects):
+            self.keeper.came(boot, anew=isinstance(item, Join) and item.resume is None)
+        elif isinstance(item, Closed) and any(isinstance(effect, Detach) for effect in effects):
+            self.keeper.disconnected(boot, self.world.now.mono + self.limits.away_seconds)
+        elif isinstance(item, Tick):
+            self.keeper.ticked(self.world.now.mono)
 
     def _answer(self, connection: Connection, item: object) -> Sequence[Effect]:
         boot, now = connection.client.boot, self.world.now

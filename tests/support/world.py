@@ -460,8 +460,7 @@ class World:
         found += [f"{client.boot} has the claims {client.kept}" for client in self.clients if not client.claims.idle]
         locks = self.shell.room.locks
         found += [f"{lock} is held by {locks.holder(lock)}" for lock in locks.names() if locks.holder(lock)]
-        abandoned = {owner for client in self.clients for owner in client.abandoned}
-        waiting = {claim.owner for lock in locks.names() for claim in locks.waiters(lock)} - abandoned
+        waiting = {claim.owner for lock in locks.names() for claim in locks.waiters(lock)}
         found += [f"{waiting} wait for locks"] if waiting else []
         found += [f"{item.client.boot}: messages under way" for item in self.connections if item.up or item.down]
         return found + ([f"{len(self.shell.inputs)} inputs"] if self.shell.inputs else [])

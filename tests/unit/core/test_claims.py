@@ -270,6 +270,30 @@ def test_a_claim_that_is_refused_says_why(process: Process) -> None:
     assert (tenure.phase, tenure.end, tenure.problem, tenure.lost) == ("over", "refused", problem, True)
 
 
+@pytest.mark.parametrize("seen", ["nothing", "a snapshot"])
+def test_a_claim_that_does_not_wait_is_over_when_it_is_taken(process: Process, seen: str) -> None:
+    tenure = process.claims.want(S, "o", 15.0, "kernel a", wait=False)
+    (ask,) = process.due()
+    assert isinstance(ask, Acquire)
+    assert not ask.wait
+    if seen == "a snapshot":
+        process.snapshot()
+    problem = Problem(code="lock-timeout", message="taken")
+    assert process.claims.refused(ask.id, problem) is tenure
+    assert (tenure.phase, tenure.end, process.due(), process.claims.idle) == ("over", "refused", [], True)
+
+
+def test_a_claim_that_does_not_wait_is_asked_again_after_a_reconnect_and_held_when_granted(process: Process) -> None:
+    tenure = process.claims.want(S, "o", 15.0, "kernel a", wait=False)
+    process.due()
+    process.claims.disconnected()
+    (again,) = process.due()
+    assert isinstance(again, Acquire)
+    assert not again.wait
+    assert process.happens(granted("o")) == [tenure]
+    assert process.claims.held == (tenure,)
+
+
 def test_a_room_that_ends_takes_its_claims_with_it(process: Process) -> None:
     held, waiting = process.held("a"), process.want("b")
     assert process.claims.ended() == [held, waiting]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sharedwidgets.core.protocol import Member
-from sharedwidgets.core.registry import Registry
+from sharedwidgets.core.registry import KEPT_TOMBSTONES, TOMBSTONE_SECONDS, Registry, Tombstones
 from sharedwidgets.errors import TooManyRooms
 
 ANA = Member(id="m1", kind="kernel")
@@ -96,3 +96,19 @@ def test_a_room_somebody_enters_does_not_expire(registry: Registry) -> None:
     registry.leave("b1", "r")
     registry.emptied("r", 1000.0)
     assert registry.expired(1060.0) == ["r"]
+
+
+def test_h18_deletions_are_remembered_for_their_time_and_up_to_a_number() -> None:
+    tombstones = Tombstones()
+    for number in range(KEPT_TOMBSTONES + 1):
+        tombstones.bury(("r", f"i{number}"), float(number))
+    assert ("r", "i0") not in tombstones
+    assert ("r", "i1") in tombstones
+    assert ("q", "i1") not in tombstones
+    tombstones.forget(1 + TOMBSTONE_SECONDS)
+    assert ("r", "i1") in tombstones
+    tombstones.forget(2.5 + TOMBSTONE_SECONDS)
+    assert [("r", f"i{number}") in tombstones for number in (1, 2, 3, KEPT_TOMBSTONES)] == [False, False, True, True]
+    tombstones.forget(1e9)
+    assert ("r", f"i{KEPT_TOMBSTONES}") not in tombstones
+    tombstones.forget(1e9)

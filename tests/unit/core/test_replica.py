@@ -543,6 +543,15 @@ def test_only_what_was_not_numbered_can_be_taken_back() -> None:
     assert [push.n for push in replica.take(10)] == [2]
 
 
+def test_h18_what_is_asked_under_a_condition_names_the_log_it_was_read_in() -> None:
+    replica = live()
+    replica.ask([put("count", 1, if_rev=1)])
+    replica.ask([put("count", 1)])
+    replica.disconnected()
+    replica.receive(snapshot(epoch="e2"))
+    assert [push.epoch for push in replica.take(9)] == ["e1", ""]
+
+
 def test_what_is_asked_is_never_merged_or_cut() -> None:
     replica = live(title=LONG)
     replica.ask([Set(state="S", path=("title",), value=LONG + "!", if_in=(LONG,))])

@@ -39,6 +39,7 @@ from sharedwidgets.core.protocol import (
 )
 from sharedwidgets.core.replica import Replica
 from sharedwidgets.core.room import (
+    KEPT_EPOCHS,
     KEPT_MARKS,
     KEPT_REFUSALS,
     Answer,
@@ -48,6 +49,7 @@ from sharedwidgets.core.room import (
     Mark,
     Now,
     Record,
+    Revision,
     Room,
     Send,
     Tell,
@@ -433,6 +435,31 @@ def test_h18_a_revision_still_to_come_is_of_a_log_that_was_lost(room: Room) -> N
     assert records(room.receive(K1, push(2, put("count", 3, if_rev=1)), NOW))[0].entry
 
 
+def test_h18_a_revision_is_one_of_its_log_and_of_no_other(room: Room) -> None:
+    """A log that was lost had the same numbers: one that has caught up with them is not what was read."""
+
+    def cut(n: int, rev: int, epoch: str) -> Push:
+        return msgspec.structs.replace(push(n, splice("title", "!", rev)), epoch=epoch)
+
+    def only_if(n: int, rev: int, epoch: str) -> Push:
+        return msgspec.structs.replace(push(n, put("title", "x", if_rev=rev)), epoch=epoch)
+
+    room.receive(K1, push(1, put("title", "abc")), NOW)
+    room.receive(K1, push(2, inc("count")), NOW)
+    assert only(room.receive(K1, cut(3, 2, "lost"), NOW), Resend).n == 3
+    assert code(room.receive(K1, only_if(3, 2, "lost"), NOW)) == "revision-mismatch"
+    assert records(room.receive(K1, cut(4, 2, "e1"), NOW))[0].entry
+    assert records(room.receive(K1, only_if(5, 4, "e1"), NOW))[0].entry
+    # Of a log that has ended, what came before its end fits, and nothing behind it.
+    fresh = reloaded(room)
+    fresh.receive(K1, resume(5), NOW)
+    fresh.receive(K1, push(6, inc("count")), NOW)
+    assert only(fresh.receive(K1, cut(7, 6, "e1"), NOW), Resend).n == 7
+    assert code(fresh.receive(K1, only_if(7, 6, "e1"), NOW)) == "revision-mismatch"
+    assert records(fresh.receive(K1, cut(8, 5, "e1"), NOW))[0].entry
+    assert records(fresh.receive(K1, only_if(9, 7, "e2"), NOW))[0].entry
+
+
 def test_after_a_reload_everything_is_as_old_as_the_image(room: Room) -> None:
     room.receive(K1, push(1, put("title", "abc")), NOW)
     room.receive(K1, push(2, inc("count")), NOW)
@@ -680,6 +707,17 @@ def test_the_epochs_are_a_chain(room: Room) -> None:
     assert third.since("kernel", "e1", 3) is None
 
 
+def test_the_chain_of_epochs_is_bounded_and_who_comes_from_before_it_gets_a_snapshot(room: Room) -> None:
+    for number in range(2, 2 * KEPT_EPOCHS):
+        room = reloaded(room, epoch=f"e{number}")
+    first, last = KEPT_EPOCHS, 2 * KEPT_EPOCHS - 1
+    assert [label for label, _ in room.epochs] == [f"e{number}" for number in range(first, last + 1)]
+    assert len(room.image().epochs) == KEPT_EPOCHS
+    for epoch, kind in ((f"e{first}", Entries), (f"e{first - 1}", Snapshot)):
+        assert only(room.receive(author("k1"), resume(1, epoch=epoch), NOW), kind).epoch == room.epoch
+        room.receive(K1, Leave(room="r"), NOW)
+
+
 @pytest.mark.parametrize(
     ("limits", "seconds", "kept"),
     [
@@ -781,6 +819,32 @@ def test_a_room_is_made_again_by_a_member_with_its_numbers() -> None:
     assert (only(effects, Snapshot).decided, room.acked_lost) == (7, 0)
     assert sent(effects, Nack) == []
     assert records(room.receive(K1, push(8, inc("count")), NOW))[0].entry
+
+
+def test_h08_a_push_from_before_meets_no_copy_that_may_hold_it() -> None:
+    """Found by a simulation: the room came back from one boot, a state of it from another, which had seen the push applied."""
+    room = empty_room()
+    ask = resume(50, lowest=8, highest=9)
+    room.receive(K1, join(schema=SCHEMA, values=VALUES, resume=ask), NOW)
+    other = {"n": TraitSchema(kind="int")}
+    room.receive(K2, join(state="T", schema=other, values={"n": 1}, resume=resume(51, incarnation="i0")), NOW)
+    room.receive(K1, join(state="T", schema=other, values={"n": 0}, resume=ask), NOW)
+    assert records(room.receive(K1, push(8, inc("count")), NOW))[0].entry
+    add = Inc(state="T", path=("n",), by=1)
+    assert code(room.receive(K1, push(9, inc("count"), add), NOW)) == "outcome-unknown"
+    assert (held(room)["count"], held(room, "T")["n"]) == (1, 1)
+    # What is made from here on is like any other; so is all that the other one writes.
+    assert records(room.receive(K1, push(10, add), NOW))[0].entry
+    assert records(room.receive(K2, push(1, inc("count"), add), NOW))[0].entry
+
+
+def test_h08_h09_a_push_from_before_is_known_after_a_store_that_failed() -> None:
+    room = empty_room()
+    room.receive(K1, join(schema=SCHEMA, values=VALUES, resume=resume(50, lowest=8, highest=8)), NOW)
+    room.receive(K2, join(state="T", schema={"n": TraitSchema(kind="int")}, values={"n": 1}), NOW)
+    fresh = reloaded(room)
+    fresh.adopt(room, ALL, NOW)
+    assert code(fresh.receive(K1, push(8, Inc(state="T", path=("n",), by=1)), NOW)) == "outcome-unknown"
 
 
 def test_g3_what_was_sent_before_it_was_let_in_is_asked_for() -> None:
@@ -954,9 +1018,38 @@ def test_h18_a_deleted_room_tells_everyone_and_lets_them_go(room: Room) -> None:
     effects = room.delete()
     assert [effect.boot for effect in effects if isinstance(effect, Detach)] == ["k1", "k2", "p1"]
     byes = sent(effects, Bye)
-    assert {(bye.room, bye.problem.code, bye.retry_after) for bye in byes} == {("r", "room-gone", None)}
+    told = {(bye.room, bye.incarnation, bye.problem.code, bye.retry_after) for bye in byes}
+    assert told == {("r", "i1", "room-gone", None)}
     assert room.idle
     assert only(room.receive(K1, push(1, inc("count")), NOW), Failure).problem.code == "no-such-room"
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_h18_who_comes_back_to_a_deleted_room_hears_so_and_makes_nothing(made_again: bool) -> None:
+    room = Room("r", incarnation="i2", epoch="e2", limits=Limits(), buried={("r", "i1")})
+    if made_again:
+        room.receive(K2, join(schema=SCHEMA, values=VALUES), NOW)
+    before = (room.seq, room.members)
+    (effect,) = room.receive(K1, resume(7, lowest=3, highest=4), NOW)
+    bye = only([effect], Bye, "k1")
+    assert (bye.room, bye.incarnation, bye.problem.code) == ("r", "i1", "room-gone")
+    effects = room.receive(K1, join(id=9, schema=SCHEMA, values=VALUES, resume=resume(7)), NOW)
+    failure = only(effects, Failure, "k1")
+    assert [effect.message for effect in effects if isinstance(effect, Send)] == [bye, failure]
+    assert (failure.id, failure.problem.code) == (9, "room-gone")
+    assert ((room.seq, room.members), room.marks) == (before, {})
+    # A new link makes one, or joins it.
+    assert only(room.receive(K1, join(id=10, schema=SCHEMA, values=VALUES), NOW), Snapshot).incarnation == "i2"
+
+
+def test_h18_with_a_room_goes_the_one_it_was_made_again_from() -> None:
+    room = empty_room()
+    room.receive(K1, join(schema=SCHEMA, values=VALUES, resume=resume(50, incarnation="i0")), NOW)
+    room.receive(K2, resume(50, incarnation="made up"), NOW)
+    assert room.names == (("r", "i1"), ("r", "i0"))
+    fresh = reloaded(room)
+    fresh.adopt(room, ALL, NOW)
+    assert fresh.names == room.names
 
 
 # --- marks and time
@@ -1003,8 +1096,8 @@ def test_an_image_is_the_room(room: Room) -> None:
 # --- requests from outside
 
 
-def request(room: Room, *ops: Op, who: Any = K1, if_seq: int | None = None) -> tuple[list[Record], int | SharedWidgetsError]:
-    effects = room.request(5, who, ops, if_seq, NOW)
+def request(room: Room, *ops: Op, who: Any = K1, base: Revision | None = None) -> tuple[list[Record], int | SharedWidgetsError]:
+    effects = room.request(5, who, ops, base, NOW)
     (answer,) = [effect for effect in effects if isinstance(effect, Answer)]
     assert answer.ticket == 5
     assert effects[-1] is answer
@@ -1035,11 +1128,18 @@ def test_a_request_is_refused_whole(room: Room, ops: list[Op], who: Any, kind: t
 
 def test_a_request_may_depend_on_the_state_it_read(room: Room) -> None:
     room.receive(K1, join(state="T", schema={"x": TraitSchema()}, values={"x": 1}), NOW)
-    assert request(room, put("count", 1), if_seq=1)[1] == 3
-    outcome = request(room, put("count", 2), if_seq=2)[1]
+    assert request(room, put("count", 1), base=Revision("e1", 1))[1] == 3
+    outcome = request(room, put("count", 2), base=Revision("e1", 2))[1]
     assert isinstance(outcome, RevisionMismatch)
     assert (outcome.room, outcome.expected) == ("r", "seq 3")
-    assert request(room, put("x", 2, state="T"), if_seq=2)[1] == 4
+    assert request(room, put("x", 2, state="T"), base=Revision("e1", 2))[1] == 4
+
+
+def test_h18_a_request_that_read_another_log_is_refused(room: Room) -> None:
+    for base in (Revision("e0", 9), Revision("e2", 1)):
+        outcome = request(room, put("count", 1), base=base)[1]
+        assert isinstance(outcome, RevisionMismatch)
+        assert (outcome.room, room.seq) == ("r", 1)
 
 
 def test_a_push_can_be_refused_from_outside_when_it_is_its_turn(room: Room) -> None:
@@ -1070,7 +1170,7 @@ def test_time_is_given() -> None:
 def test_h27_a_member_whose_process_lives_is_unresponsive_not_gone(room: Room) -> None:
     room.limits = Limits(away_seconds=10)
     room.disconnect("k2", later(5))
-    assert room.process("m-k2", alive=True, now=NOW) == []
+    assert room.process("k2", alive=True, now=NOW) == []
     assert room.tick(later(14.9)) == []
     (tell,) = room.tick(later(15))
     assert [(item.id, item.state) for item in tell.message.present] == [("m-k2", "unresponsive")]
@@ -1088,18 +1188,36 @@ def test_h27_a_member_whose_process_lives_is_unresponsive_not_gone(room: Room) -
 def test_a_member_whose_process_is_dead_is_gone_at_once(room: Room, unresponsive: bool) -> None:
     room.disconnect("k2", later(5))
     if unresponsive:
-        room.process("m-k2", alive=True, now=NOW)
+        room.process("k2", alive=True, now=NOW)
         room.tick(later(1000))
-    assert room.process("m-k2", alive=False, now=NOW) == [Tell(Members(room="r", gone=("m-k2",)))]
-    assert room.process("m-k2", alive=False, now=NOW) == []
+    assert room.process("k2", alive=False, now=NOW) == [Tell(Members(room="r", gone=("m-k2",)))]
+    assert room.process("k2", alive=False, now=NOW) == []
     assert [item.id for item in room.members] == ["m-k1", "m-p1"]
     assert room.next_deadline() is None
+
+
+def test_h07_a_boot_that_lives_and_speaks_elsewhere_is_gone_here_in_time(room: Room) -> None:
+    """Its goodbye was never said, and that its process lives would keep it, and what it waits for, for good."""
+    room.limits = Limits(away_seconds=10)
+    room.receive(K1, acquire("p", lease=600.0), NOW)
+    room.receive(K2, acquire(lease=600.0), NOW)
+    room.disconnect("k2", later(5))
+    room.process("k2", alive=True, now=later(5))
+    room.tick(later(15))
+    assert [item.state for item in room.members if item.id == "m-k2"] == ["unresponsive"]
+    (tell,) = told(room.elsewhere("k2", later(20)))
+    assert [(item.id, item.state) for item in tell.present] == [("m-k2", "away")]
+    assert room.elsewhere("k1", later(20)) == []
+    assert room.next_deadline() == later(30).mono
+    effects = room.tick(later(30))
+    assert waiting(effects) == [()]
+    assert [tell.gone for tell in told(effects) if isinstance(tell, Members)] == [("m-k2",)]
 
 
 def test_h25_a_member_that_came_back_during_the_look_stays(room: Room) -> None:
     room.disconnect("k2", later(5))
     room.receive(author("k2"), Resume(room="r", incarnation=room.incarnation, epoch=room.epoch, seq=room.seq), later(6))
-    assert room.process("m-k2", alive=False, now=NOW) == []
+    assert room.process("k2", alive=False, now=NOW) == []
     assert "m-k2" in [item.id for item in room.members]
 
 
@@ -1185,9 +1303,9 @@ def test_as_many_refusals_are_kept_as_may_be_under_way() -> None:
 
 def test_h15_a_page_is_not_told_of_a_kernel_only_change_by_its_condition(room: Room) -> None:
     room.receive(K1, push(1, put("_salt", "new")), NOW)
-    page = room.request(7, P1, [put("count", 1)], 1, NOW)
+    page = room.request(7, P1, [put("count", 1)], Revision("e1", 1), NOW)
     assert page[-1] == Answer(7, 3)
-    kernel = room.request(8, K1, [put("count", 2)], 1, NOW)
+    kernel = room.request(8, K1, [put("count", 2)], Revision("e1", 1), NOW)
     assert isinstance(kernel[-1], Answer)
     assert isinstance(kernel[-1].outcome, RevisionMismatch)
 
@@ -1227,10 +1345,11 @@ def test_what_was_handed_out_is_never_changed_in_place(room: Room) -> None:
 # --- locks
 
 LOCK = LockName(kind="state", name="S")
+FIT = LockName(kind="named", name="fit")
 
 
-def acquire(owner: str = "o", *, lease: float = 10.0, lock: LockName = LOCK, number: int = 1) -> Acquire:
-    return Acquire(id=number, room="r", lock=lock, owner=owner, lease=lease, label=f"kernel {owner}")
+def acquire(owner: str = "o", *, lease: float = 10.0, lock: LockName = LOCK, number: int = 1, wait: bool = True) -> Acquire:
+    return Acquire(id=number, room="r", lock=lock, owner=owner, lease=lease, label=f"kernel {owner}", wait=wait)
 
 
 def release(fence: int, owner: str = "o") -> Release:
@@ -1239,6 +1358,12 @@ def release(fence: int, owner: str = "o") -> Release:
 
 def under(n: int, fence: int, *ops: Op) -> Push:
     return Push(room="r", n=n, ops=ops, fences={"S": fence})
+
+
+def waiting(effects: Sequence[Effect]) -> list[tuple[str, ...]]:
+    """Who everyone is told to wait for the lock of the state."""
+    said = [effect.message for effect in effects if isinstance(effect, Tell)]
+    return [message.waiters for message in said if isinstance(message, Waiting) and message.lock == LOCK]
 
 
 def entry_ops(effects: Sequence[Effect]) -> list[Any]:
@@ -1319,9 +1444,50 @@ def test_what_a_member_held_is_free_when_it_is_gone(room: Room, how: str) -> Non
     else:
         room.disconnect("k1", NOW)
         assert code(room.receive(K2, push(2, put("count", 1)), NOW)) == "locked"
-        effects = room.process("m-k1", alive=False, now=NOW) if how == "process" else room.tick(later(10))
+        effects = room.process("k1", alive=False, now=NOW) if how == "process" else room.tick(later(10))
     assert entry_ops(effects) == [Freed(lock=LOCK, fence=2, reason="gone")]
     assert records(room.receive(K2, push(room.marks["k2"].n + 1, put("count", 1)), later(10)))[0].entry
+
+
+@pytest.mark.parametrize("how", ["process", "away", "join"])
+def test_h07_a_boot_that_is_gone_takes_its_claims_with_it_though_another_of_its_member_lives(room: Room, how: str) -> None:
+    room.limits = Limits(away_seconds=10)
+    other = author("k3", member="m-k1")
+    room.receive(other, join(), NOW)
+    room.receive(K2, acquire("p", lease=600.0), NOW)
+    room.receive(K1, acquire(lease=600.0), NOW)
+    room.receive(K1, acquire("fit", lock=FIT, lease=600.0), NOW)
+    # Its goodbye was lost with its socket; a boot of the same member stays, and one that is passed over keeps its place.
+    room.disconnect("k1", NOW)
+    assert room.locks.waiters(LOCK) != ()
+    match how:
+        case "process":
+            effects = room.process("k1", alive=False, now=NOW)
+        case "away":
+            assert room.next_deadline() == later(10).mono
+            assert room.tick(later(9.9)) == []
+            effects = room.tick(later(10))
+        case _:
+            # It comes again as one that has nothing of the room: it left.
+            effects = room.receive(K1, join(), NOW)
+            assert only(effects, Snapshot).locks == room.held_locks
+    assert waiting(effects) == [()]
+    assert entry_ops(effects) == [Freed(lock=FIT, fence=3, reason="gone")]
+    assert room.locks.waiters(LOCK) == ()
+    assert [item.state for item in room.members if item.id == "m-k1"] == ["live"]
+    assert room.next_deadline() == later(600).mono
+
+
+def test_h27_a_boot_that_waits_and_lives_keeps_its_place(room: Room) -> None:
+    room.limits = Limits(away_seconds=10)
+    room.receive(author("k3", member="m-k1"), join(), NOW)
+    room.receive(K2, acquire("p", lease=600.0), NOW)
+    room.receive(K1, acquire(lease=600.0), NOW)
+    room.disconnect("k1", NOW)
+    room.process("k1", alive=True, now=NOW)
+    assert room.tick(later(11)) == []
+    assert [claim.owner for claim in room.locks.waiters(LOCK)] == ["o"]
+    assert waiting(room.process("k1", alive=False, now=later(12))) == [()]
 
 
 @pytest.mark.parametrize("how", ["process", "leave", "away"])
@@ -1329,7 +1495,7 @@ def test_h09_an_end_that_the_store_did_not_take_frees_what_was_held(room: Room, 
     def end(room: Room) -> list[Effect]:
         if how == "leave":
             return room.receive(K1, Leave(room="r"), later(20))
-        return room.process("m-k1", alive=False, now=later(20)) if how == "process" else room.tick(later(20))
+        return room.process("k1", alive=False, now=later(20)) if how == "process" else room.tick(later(20))
 
     room.receive(K1, acquire(lease=600.0), NOW)
     image = room.image()
@@ -1350,7 +1516,7 @@ def test_h26_a_lock_outlives_a_reload_and_its_lease_starts_anew(room: Room) -> N
     room.receive(K1, acquire(lease=5.0), NOW)
     image = room.image()
     fresh = Room("r", incarnation="i1", epoch="e2", limits=room.limits, image=image, now=later(1000).mono)
-    fresh.receive(K1, join(), later(1000))
+    fresh.receive(K1, resume(2), later(1000))
     assert entry_ops(fresh.tick(later(1004))) == []
     assert records(fresh.receive(K1, under(1, 2, put("count", 1)), later(1004)))
     assert entry_ops(fresh.tick(later(1005))) == [Freed(lock=LOCK, fence=2, reason="expired")]
@@ -1365,6 +1531,30 @@ def test_who_may_not_write_may_not_lock(room: Room) -> None:
     (failure,) = room.receive(K1, acquire(lock=LockName(kind="state", name="X")), NOW)
     assert only([failure], Failure).problem.code == "no-such-state"
     assert only(room.receive(author("k8"), acquire(), NOW), Failure).problem.code == "no-such-room"
+
+
+@pytest.mark.parametrize("lock", [LOCK, FIT])
+def test_who_does_not_wait_has_it_now_or_hears_that_it_is_taken(room: Room, lock: LockName) -> None:
+    assert [type(op) for op in entry_ops(room.receive(K1, acquire(lock=lock, wait=False), NOW))] == [Granted]
+    (refused,) = room.receive(K2, acquire("p", lock=lock, number=7, wait=False), NOW)
+    failure = only([refused], Failure, "k2")
+    assert (failure.id, failure.problem.code) == (7, "lock-timeout")
+    assert "kernel o holds it" in failure.problem.message
+    assert failure.problem.state == ("S" if lock is LOCK else None)
+    assert room.locks.waiters(lock) == ()
+    # Asked again by who holds it, it is no refusal; a lease that is over holds nobody up.
+    assert room.receive(K1, acquire(lock=lock, wait=False), NOW) == []
+    effects = room.receive(K2, acquire("p", lock=lock, wait=False), later(10))
+    assert [type(op) for op in entry_ops(effects)] == [Freed, Granted]
+    assert sent(effects, Failure) == []
+
+
+def test_who_does_not_wait_goes_behind_nobody_who_waits(room: Room) -> None:
+    room.receive(K1, acquire(lease=5.0), NOW)
+    room.receive(K1, acquire("later", lease=5.0), NOW)
+    effects = room.receive(K2, acquire("p", wait=False), later(5))
+    assert [op.owner for op in entry_ops(effects) if isinstance(op, Granted)] == ["later"]
+    assert only(effects, Failure).problem.code == "lock-timeout"
 
 
 def test_an_admin_breaks_a_lock(room: Room) -> None:

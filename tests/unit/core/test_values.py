@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from sharedwidgets.core import values
-from sharedwidgets.core.values import MAX_DEPTH, SAFE_INT, depth, normalise, pack, plus, same, size, unpack
+from sharedwidgets.core.values import MAX_DEPTH, SAFE_INT, added_up, depth, normalise, pack, plus, same, size, unpack
 from sharedwidgets.errors import InvalidToken, InvalidValue, Malformed
 
 LONGEST = 2**12_000 - 1
@@ -116,6 +116,23 @@ def test_plus(left: float, right: float, total: float) -> None:
 def test_plus_never_leaves_the_domain(left: float, right: float, says: str) -> None:
     with pytest.raises(InvalidValue, match=says):
         plus(left, right)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "total"),
+    [
+        (1, 2, 3),
+        (1, 0.5, 1.5),
+        (1e308, -1e308, 0.0),
+        (1e308, 1e308, None),
+        (math.inf, 1, None),
+        (math.nan, 1, None),
+        (2**11_999, 2**11_999, None),
+        (10**400, 0.5, None),
+    ],
+)
+def test_h12_two_sums_are_one_only_where_that_says_the_same(left: float, right: float, total: float | None) -> None:
+    assert added_up(left, right) == total
 
 
 @pytest.mark.parametrize(("value", "levels"), [(1, 0), ("", 0), ([], 1), ({}, 1), ([1, [2, {}]], 3), ({"a": 1, "b": [[]]}, 3)])

@@ -285,7 +285,8 @@ def plain_values(message: object) -> Any:
 
 
 def push_of(push: Case) -> list[Value]:
-    return [push["n"], push["ops"], *([push["depth"]] if "depth" in push else [])]
+    named = [push.get("depth", 0), push["epoch"]] if "epoch" in push else [push["depth"]] if "depth" in push else []
+    return [push["n"], push["ops"], *named]
 
 
 def told_of(replica: Replica, outcome: Case) -> Case:

@@ -32,12 +32,14 @@ from sharedwidgets.core.protocol import (
     Snapshot,
     TraitSchema,
 )
+from sharedwidgets.core.registry import TOMBSTONE_SECONDS
 from sharedwidgets.core.room import Author
 from sharedwidgets.errors import Forbidden, NoSuchRoom, SharedWidgetsError, StoreFailed
 from sharedwidgets_server import manager as managers
 from sharedwidgets_server.manager import RoomManager
+from sharedwidgets_server.processes import Process
 from support.local import Clock, FailingStore, Local, small
-from support.peers import SECRET, add, assign
+from support.peers import SCHEMA, SECRET, VALUES, add, assign
 
 pytestmark = pytest.mark.asyncio
 
@@ -555,6 +557,41 @@ async def test_a_member_of_two_boots_is_away_when_both_are(benches: Callable[...
     await bob.until(lambda: bob.replica.members["ana"].state == "away")
 
 
+@pytest.mark.parametrize("back", [False, True])
+async def test_h07_a_living_boot_that_does_not_come_back_to_a_room_is_gone_from_it(
+    benches: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    monkeypatch.setattr(managers, "LAST_LOOK_SECONDS", 0.01)
+    bench = benches(away_seconds=10.0, dead_seconds=1e9)
+
+    class Living(Process):
+        def __init__(self) -> None:
+            self.looks = 0
+
+        async def alive(self) -> bool:
+            self.looks += 1
+            return True
+
+    bob, ana, process = await bench.joined("bob"), await bench.joined("ana", kind="kernel"), Living()
+    position = ana.replica.position(["S"])
+    ana.connection.process = process
+    ana.drop()
+    await until(lambda: process.looks > 1)
+    bench.clock.now += 11.0
+    await bob.next(Members, lambda message: [item.state for item in message.present] == ["unresponsive"])
+    # It is heard again, and only it knows whether it left the room meanwhile.
+    bench.local("ana", kind="kernel").connect(*([position] if back else []))
+    await until(lambda: not bench.manager._watches)
+    await turns()
+    bench.clock.now += 11.0
+    if back:
+        await bob.next(Members, lambda message: [item.state for item in message.present] == ["live"], count=2)
+        await until_timer(bench)
+        assert {member.id for member in (await bench.manager.view("r", "kernel")).members} == {"ana", "bob"}
+    else:
+        await bob.next(Members, lambda message: message.gone == ("ana",))
+
+
 async def test_leaving_is_told_at_once(bench: Bench) -> None:
     ana = await bench.joined("ana")
     bob = await bench.joined("bob")
@@ -583,6 +620,60 @@ async def test_an_empty_room_goes_when_its_time_is_over_and_not_before(benches: 
     # A new one of the token begins anew.
     again = await bench.joined("again")
     assert (again.replica.seq, again.replica.view("S")["count"]) == (1, 0)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_h18_who_was_away_while_its_room_was_deleted_is_told_when_it_comes_back(bench: Bench, again: bool) -> None:
+    ana, bob = await bench.joined("ana"), await bench.joined("bob")
+    position = ana.replica.position(["S"])
+    ana.drop()
+    await bench.manager.delete("r")
+    gone = (await bob.next(Bye)).incarnation
+    assert gone == position.incarnation
+    if again:
+        await bob.join(number=2)
+    back = bench.local("ana").connect(position)
+    bye = await back.next(Bye)
+    assert (bye.room, bye.incarnation, bye.problem.code) == ("r", gone, "room-gone")
+    assert await bench.manager.tokens() == (["r"] if again else [])
+    assert bench.manager.registry._links["ana"].rooms == set()
+    await back.say(Join(id=2, room="r", state="S", schema=SCHEMA, values=VALUES, resume=position))
+    assert (await back.next(Failure)).problem.code == "room-gone"
+    assert back.all(Bye) == [bye, bye]
+    assert await bench.manager.tokens() == (["r"] if again else [])
+    # Only a link makes it, or joins what somebody else made.
+    await back.join(number=3)
+    assert back.replica.incarnation != gone
+    assert {member.id for member in (await bench.manager.view("r", "kernel")).members} == ({"ana", "bob"} if again else {"ana"})
+
+
+async def test_h18_a_room_whose_time_was_over_may_come_back_from_who_was_away(benches: Callable[..., Bench]) -> None:
+    bench = benches(room_ttl=100.0, away_seconds=10.0)
+    ana = await bench.joined("ana")
+    position = ana.replica.position(["S"])
+    ana.drop()
+    await turns()
+    bench.clock.now += 11.0
+    await until(lambda: bench.manager.registry._empty_since)
+    bench.clock.now += 101.0
+    await until(lambda: not bench.store.inner._rooms)
+    back = bench.local("ana").connect(position)
+    assert (await back.next(Failure)).problem.code == "no-such-room"
+    await back.say(Join(id=2, room="r", state="S", schema=SCHEMA, values=VALUES, resume=position))
+    await back.next(Joined)
+    assert await bench.manager.tokens() == ["r"]
+
+
+async def test_h18_deletions_are_forgotten_in_time(benches: Callable[..., Bench]) -> None:
+    bench = benches()
+    await bench.joined("ana")
+    await bench.manager.delete("r")
+    (room,) = bench.manager.tombstones._since
+    bench.clock.now += TOMBSTONE_SECONDS
+    await until_timer(bench)
+    assert room in bench.manager.tombstones
+    bench.clock.now += 1
+    await until(lambda: room not in bench.manager.tombstones)
 
 
 async def test_a_room_with_members_never_expires(benches: Callable[..., Bench]) -> None:
