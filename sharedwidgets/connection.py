@@ -147,6 +147,8 @@ class Session:
         self.links: Counter[str] = Counter()
         self.users = 0
         self.leaving = False
+        # States that are not linked any more; the room is told behind what was written before (H32).
+        self.left: list[str] = []
         # Whether the answer to a `Resume` is awaited.
         self.resuming = False
         # How often somebody may show now what came earlier.
@@ -185,6 +187,8 @@ class _Request:
     links: bool = True
     # Whether it was granted, and the link counted.
     held: bool = False
+    # Whether the state was left, and the server is not told so because of this.
+    left: bool = False
     future: Future[None] = field(default_factory=Future)
 
     def join(self, number: int) -> Join:
@@ -545,6 +549,10 @@ class Connection:
             request = _Request(session, state, wanted)
             number = next(self._ids)
             self._check_fits(session.room, request.join(number), state)
+            if state in session.left:
+                # It would end the link that is asked for now. To the server there was no gap, and there is none.
+                session.left.remove(state)
+                request.left = True
             self._requests[number] = request
             self._control.append(request.join(number))
             if self.state == "offline":
@@ -571,7 +579,7 @@ class Connection:
         if session.links[state] <= 0:
             session.states.pop(state, None)
             if self._sessions.get(session.room) is session:
-                self._control.append(Leave(room=session.room, state=state))
+                session.left.append(state)
 
     def _too_late(self, room: str, timeout: float) -> SharedWidgetsError:
         with self.lock:
@@ -781,6 +789,8 @@ class Connection:
             resumes: list[Resume] = []
             for session in self._sessions.values():
                 session.resuming = session.replica.live
+                # It comes back to what it links.
+                session.left.clear()
                 if session.resuming:
                     resumes.append(session.replica.position(session.states))
             for number, request in self._requests.items():
@@ -817,6 +827,9 @@ class Connection:
                     # Who waits for room to write has it now, whenever the answers come.
                     self.changed.notify_all()
                 messages += session.leases.due(session.replica, lambda: next(self._ids))
+                if not session.replica.unsent:
+                    messages += [Leave(room=token, state=state) for state in session.left]
+                    session.left.clear()
             if session.leaving and not session.replica.undecided:
                 messages.append(Leave(room=token))
                 del self._sessions[token]
@@ -881,7 +894,8 @@ class Connection:
             session.leases.heard(session.replica, news, self._loop.time(), anew=isinstance(message, Snapshot))
             session.verdicts.heard(session.replica)
             granted = news.locked and not session.leases.claims.idle
-            more = bool(self._control) or session.replica.unsent > 0 or session.leaving or not session.leases.claims.idle
+            more = bool(self._control or session.left) or session.replica.unsent > 0 or session.leaving
+            more = more or not session.leases.claims.idle
             listeners = [*session.listeners]
             self.changed.notify_all()
         if more:
@@ -919,6 +933,8 @@ class Connection:
         )
         with self.lock:
             request = self._requests.pop(message.id, None) if message.id is not None else None
+            if request is not None and request.left and request.state not in request.session.states:
+                self._control.append(Leave(room=request.session.room, state=request.state))
             session = self._sessions.get(message.room or "")
             if session is not None and message.id is not None and session.leases.refused(message.id, problem):
                 return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sharedwidgets import host, leases
 from sharedwidgets.core.claims import Tenure
-from sharedwidgets.core.protocol import LockName, Member
+from sharedwidgets.core.protocol import LockName, Member, shown
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.errors import LockLost, LockOrder, LockTimeout
 
@@ -109,7 +109,7 @@ class Lock:
         with self._connection.lock:
             replica = self._session.replica
             names = replica.waiting.get(self._name, ())
-            return tuple(replica.members[name] for name in names if name in replica.members)
+            return tuple(shown(replica.members[name]) for name in names if name in replica.members)
 
     def check(self) -> None:
         """Raise `LockLost` unless it is still held."""

@@ -1,8 +1,11 @@
 """`@reacts`: what a class does about changes of its shared traits, in each process or in exactly one.
 
-A reaction with ``leader=True`` is run by the one live kernel or script that came to the room first. How far it got stands in
-the room, in a state beside the one that is watched: when its process dies, the next one knows what nobody has reacted to. Who
-links that state can react, whoever else is in the room.
+A reaction with ``leader=True`` is run by one live kernel or script: the one that came to the room first, of those whose class
+has that reaction. In the room a state for each reaction stands beside the one that is watched. Who links it can react. It says
+who does, and how far that one got: when its process dies, the next one knows what nobody has reacted to.
+
+Who reacts is said by an entry like any other, made under the condition that nobody has made one since its author looked. So
+there is one at most, whatever each process knows of the presence of others, and it stays while it is there.
 
 Only what the server has confirmed is reacted to in this way. It has a seq then, and a change that is refused leads to nothing.
 """
@@ -21,17 +24,20 @@ from sharedwidgets import causes
 from sharedwidgets.bridge import Bridge
 from sharedwidgets.causes import Cause
 from sharedwidgets.connection import Connection, Session, Wanted
-from sharedwidgets.core.protocol import REACTS, Actor, LockName, Set, TraitSchema
-from sharedwidgets.core.replica import News
+from sharedwidgets.core.delta import MAX_NAME
+from sharedwidgets.core.protocol import REACTS, Actor, LockName, Op, Set, TraitSchema
+from sharedwidgets.core.replica import News, Pending, Replica
 from sharedwidgets.core.values import same
-from sharedwidgets.errors import Locked, SharedWidgetsError
+from sharedwidgets.errors import Locked, LockTimeout, SharedWidgetsError, ValueMismatch
 
 log = logging.getLogger("sharedwidgets")
 
 # Values of one trait that are remembered while nobody has reacted to them.
 _STEPS = 100
-# When a reaction is tried once more that met a lock of another state.
+# When a reaction is tried once more that met a lock, and a word to the room that was refused.
 _AGAIN_SECONDS = 1.0
+# The traits of the state beside: the member that reacts, and up to where somebody did.
+_LEADER, _DONE = "leader", "done"
 
 
 def reacts(*traits: str, leader: bool = False) -> Callable[[Callable[[Any, Bunch], object]], Reaction]:
@@ -54,10 +60,11 @@ def reacts(*traits: str, leader: bool = False) -> Callable[[Callable[[Any, Bunch
     *traits : str
         Names of shared traits.
     leader : bool
-        Run it in one process only: in the live kernel or script that joined the room first, and when that one goes, in the
-        next, which is also told what no other has reacted to. It runs once the server has confirmed the change, with several
-        changes of a trait as one, and not while somebody holds the lock of the state. While the object is not linked, it runs
-        here.
+        Run it in one process only: in the live kernel or script that joined the room first, of those whose class has the
+        reaction, and when that one goes, in the next, which is also told what no other has reacted to. Whoever reacts goes on
+        while it is there, also when an older one comes back. It runs once the server has confirmed the change, with several
+        changes of a trait as one, and not while somebody holds the lock of the state; one that raises `Locked` or `LockTimeout`
+        is run again a second later. While the object is not linked, it runs here.
 
     Returns
     -------
@@ -111,13 +118,13 @@ class Reaction(t.ObserveHandler):
             getattr(change.owner, self.name)(change)
 
 
-def checked(owner: str, members: Mapping[str, object], shared: Mapping[str, object]) -> dict[str, Reaction]:
+def checked(owner: str, state: str, members: Mapping[str, object], shared: Mapping[str, object]) -> dict[str, Reaction]:
     """The leader reactions of a class, by the names of the methods.
 
     Raises
     ------
     TypeError
-        A reaction names what is no shared trait of the class.
+        A reaction names what is no shared trait of the class, or the state beside would have a name that is too long.
     """
     found = {name: item for name, item in members.items() if isinstance(item, Reaction)}
     for name, item in found.items():
@@ -125,31 +132,78 @@ def checked(owner: str, members: Mapping[str, object], shared: Mapping[str, obje
             if trait not in shared:
                 there = ", ".join(sorted(shared)) or "none"
                 raise TypeError(f"{owner}.{name} reacts to {trait!r}, which is no shared trait of {owner}; it has {there}")
-    return {name: item for name, item in found.items() if item.leader}
+    leading = {name: item for name, item in found.items() if item.leader}
+    for name in leading:
+        over = len(beside(state, name)) - MAX_NAME
+        if over > 0:
+            raise TypeError(f"{owner}.{name}: the names of a state and of its leader reaction are {over} characters too long")
+    return leading
 
 
-def beside(state: str) -> str:
-    """The state that says how far the reactions to another got."""
-    return state + REACTS
+def beside(state: str, reaction: str) -> str:
+    """The state that says who runs a reaction to another, and how far it got."""
+    # No name of a method has the character: of two states and their reactions none are taken for each other.
+    return f"{state}@{reaction}{REACTS}"
 
 
-def wanted(reactions: Mapping[str, Reaction]) -> Wanted:
-    """What makes that state: a kernel-only trait for each reaction (G9)."""
-    return Wanted({name: TraitSchema(kind="list", kernel_only=True, default=[]) for name in reactions})
+def wanted() -> Wanted:
+    """What makes that state: kernel-only traits (G9)."""
+    return Wanted(
+        {
+            _LEADER: TraitSchema(kind="text", kernel_only=True, default=""),
+            _DONE: TraitSchema(kind="list", kernel_only=True, default=[]),
+        }
+    )
 
 
 def attach(bridge: Bridge, reactions: Mapping[str, Reaction]) -> None:
-    """The object of this bridge can react from here on; the state beside its own is linked."""
+    """The object of this bridge can react in these ways from here on; the states beside its own are linked."""
     connection, session = bridge.connection, bridge.session
     with connection.lock:
-        watch = session.common.get(beside(bridge.state))
+        watch = session.common.get(bridge.state + REACTS)
         if watch is None:
-            watch = session.common[beside(bridge.state)] = Watch(connection, session, bridge.state)
+            watch = session.common[bridge.state + REACTS] = Watch(connection, session, bridge.state)
             session.listeners.append(watch.hear)
         turn = Turn(watch, bridge, reactions)
         watch.turns.append(turn)
     bridge.behind = turn
     watch.look()
+
+
+def leads(replica: Replica, state: str, member: str, since: int) -> bool:
+    """Whether the room says in a state beside that this member reacts, and said so after `since`.
+
+    An older word is from before its process was away, or left: somebody may be about to take its place, who has seen that.
+    """
+    found = replica.states.get(state)
+    return found is not None and _LEADER in found.last and found.values[_LEADER] == member and found.last[_LEADER].seq > since
+
+
+def may_claim(replica: Replica, state: str, member: str) -> bool:
+    """Whether it is for this member to say that it reacts: it did before, or nobody who is here does and it came first."""
+    found = replica.states.get(state)
+    if found is None or _LEADER not in found.last:
+        return False
+    able = {
+        other.id: (other.since, other.id)
+        for other in replica.members.values()
+        if other.kind != "frontend" and other.state == "live" and state in other.states
+    }
+    leader = found.values[_LEADER]
+    return member in able and (leader == member or (leader not in able and min(able.values())[1] == member))
+
+
+def claim(replica: Replica, state: str, member: str) -> list[Op]:
+    """Say that this member reacts, unless somebody has said such a thing since what this replica holds."""
+    return [Set(state=state, path=(_LEADER,), value=member, if_rev=replica.seq)]
+
+
+def done(state: str, member: str, how_far: list[Any]) -> list[Op]:
+    """Say how far this member got, unless it is not the one that reacts any more: the next one says how far it got itself."""
+    return [
+        Set(state=state, path=(_LEADER,), value=member, if_in=(member,)),
+        Set(state=state, path=(_DONE,), value=how_far),
+    ]
 
 
 class _Step(NamedTuple):
@@ -164,6 +218,8 @@ class _Due(NamedTuple):
     """What a reaction is to be told: of each trait the first and last value nobody has reacted to, and who made the last."""
 
     reaction: str
+    # Who the room says is to react.
+    member: str
     incarnation: str
     seq: int
     watched: tuple[str, ...]
@@ -187,10 +243,9 @@ class Turn:
         self.watch.leave(self)
 
     def tell(self, due: _Due) -> None:
-        """Call the method; `Locked` when it could not write what it wanted to."""
+        """Call the method; `Locked` or `LockTimeout` when it could not write what it wanted to."""
         owner: Any = self.bridge.owner
         method = getattr(owner, due.reaction)
-        member = self.watch.member
         for trait, (first, last, actor) in due.changes.items():
             shared = self.bridge.traits[trait]
             try:
@@ -199,12 +254,12 @@ class Turn:
             except Exception:
                 log.exception("%s.%s cannot be told of a value", owner._class_name(), due.reaction)
                 continue
-            origin = "local" if actor.id == member else "remote"
+            origin = "local" if actor.id == due.member else "remote"
             change = Bunch(name=trait, old=old, new=new, owner=owner, type="change", origin=origin, actor=actor)
             with causes.reacting(Cause(last.depth, self.bridge.state, trait, actor)):
                 try:
                     method(change)
-                except Locked:
+                except (Locked, LockTimeout):
                     raise
                 except Exception:
                     log.exception("the reaction %s.%s raised", owner._class_name(), due.reaction)
@@ -226,7 +281,6 @@ class Watch:
         self.connection = connection
         self.session = session
         self.state = state
-        self.beside = beside(state)
         # Of several objects the newest reacts: it is of the newest class.
         self.turns: list[Turn] = []
         # By reaction and trait: what was last reacted to, and what came since.
@@ -234,26 +288,36 @@ class Watch:
         # Up to where this process reacted.
         self._done: dict[str, int] = {}
         self._incarnation = session.replica.incarnation
-        self._running = False
-
-    @property
-    def member(self) -> str | None:
-        """Who this process is to the server; None while it is not connected."""
-        welcome = self.connection.welcome
-        return None if welcome is None else welcome.member
+        # Whose reaction is under way.
+        self._running: Turn | None = None
+        # By reaction, since when this process is there without a gap: what the room said of it before counts no more.
+        self._since: dict[str, int] = {}
+        # The conversation with the server, and the log, in which that is so.
+        self._talk: tuple[object, str] = (None, "")
+        # What was asked of the room and is not decided, or was not looked at since.
+        self._claims: dict[str, Pending] = {}
+        self._words: list[Pending] = []
+        # Reactions that rest: nothing is asked for them, or they are not run; and those of which that was said.
+        self._refused: set[str] = set()
+        self._waiting: set[str] = set()
+        self._warned: set[str] = set()
 
     def hear(self, news: News) -> None:
         """Something happened in the room; only looks who is to react to what."""
-        for item in news.refused:
-            if any(op.state == self.beside for op in item.ops):
-                log.warning("how far %s was reacted to cannot be noted: %s", self.state, item.problem.message)
         self.look()
 
     def look(self) -> None:
         """Note what changed, and wake whoever is to react."""
         with self.connection.lock:
             self._note()
+            problems = self._heard()
             due = [turn for turn in self.turns if self._due(turn) is not None]
+            claims = bool(self._unclaimed())
+        for problem in problems:
+            log.warning("how far %s was reacted to cannot be noted: %s", self.state, problem)
+        if claims:
+            # Where nothing waits, and no news come in between.
+            self.connection.later(self._claim)
         for turn in due:
             turn.bridge.look_behind()
 
@@ -263,30 +327,46 @@ class Watch:
         while True:
             with self.connection.lock:
                 self._note()
-                due = None if self._running else self._due(turn)
-                self._running = self._running or due is not None
+                due = None if self._running is not None else self._due(turn)
+                if due is not None:
+                    self._running = turn
             if due is None:
                 if reacted:
                     # Other objects of this process had to wait for this one.
                     self.look()
                 return
-            reacted = done = True
+            reacted = True
+            locked: Locked | LockTimeout | None = None
             try:
                 turn.tell(due)
-            except Locked:
-                done = False
+            except (Locked, LockTimeout) as error:
+                locked = error
             finally:
                 # An interrupted one is not run again: whoever interrupts it wants it to end.
-                with self.connection.lock:
-                    self._running = False
-                    if done and self._incarnation == due.incarnation:
-                        self._done[due.reaction] = due.seq
-                if done:
-                    self._say(due)
-                else:
-                    self.connection.later(self.look, _AGAIN_SECONDS)
-            if not done:
-                return
+                try:
+                    self._ran(due, locked)
+                finally:
+                    # Behind the word of how far it got: whoever leaves is not missed before.
+                    with self.connection.lock:
+                        self._running = None
+                        left = turn not in self.turns
+                    if left:
+                        self._release(turn)
+
+    def _ran(self, due: _Due, locked: Locked | LockTimeout | None) -> None:
+        """A reaction has come to its end, or is to be run again as it met a lock: no change is passed over for that."""
+        if locked is None:
+            with self.connection.lock:
+                self._warned.discard(due.reaction)
+                if self._incarnation == due.incarnation:
+                    self._done[due.reaction] = due.seq
+            self._say(due)
+            return
+        if due.reaction not in self._warned:
+            log.warning("the reaction %s to %s is run again until it has the lock: %s", due.reaction, self.state, locked)
+        with self.connection.lock:
+            self._warned.add(due.reaction)
+            self._rest(self._waiting, due.reaction)
 
     def told(self, due: _Due, trait: str) -> None:
         """Of this trait all was told: it is not told again when the next one meets a lock."""
@@ -297,62 +377,159 @@ class Watch:
                     del steps[0]
 
     def leave(self, turn: Turn) -> None:
-        """An object less."""
+        """An object less. While its reaction runs, this process stays one that can react: no other begins the same."""
         with self.connection.lock:
-            if turn in self.turns:
-                self.turns.remove(turn)
-            last = not self.turns
-            if last and self.session.common.get(self.beside) is self:
-                del self.session.common[self.beside]
-        self.connection.unlink(self.session, self.beside, self.hear if last else None)
+            self.turns = [other for other in self.turns if other is not turn]
+            running = self._running is turn
+        if not running:
+            self._release(turn)
+
+    def _release(self, turn: Turn) -> None:
+        """Unlink the states beside that of an object that has left."""
+        with self.connection.lock:
+            for reaction in turn.reactions.keys() - self._newest().keys():
+                self._since.pop(reaction, None)
+            last = not self.turns and self._running is None
+            if last and self.session.common.get(self.state + REACTS) is self:
+                del self.session.common[self.state + REACTS]
+        for reaction in turn.reactions:
+            self.connection.unlink(self.session, beside(self.state, reaction), self.hear if last else None)
+
+    def _claim(self) -> None:
+        """Say in the room that this process reacts, where nobody else does; on the I/O thread."""
+        with self.connection.lock:
+            replica = self.session.replica
+            wanted = {reaction: claim(replica, beside(self.state, reaction), self._member) for reaction in self._unclaimed()}
+        for reaction, ops in wanted.items():
+            try:
+                push: Pending | None = self.connection.ask(self.session, ops, depth=0)[0]
+            except SharedWidgetsError as error:
+                log.debug("%s cannot be said to be reacted to: %s", self.state, error)
+                push = None
+            with self.connection.lock:
+                if push is None:
+                    self._rest(self._refused, reaction)
+                else:
+                    self._claims[reaction] = push
 
     def _say(self, due: _Due) -> None:
         """Note in the room how far the reaction got. Not a reaction itself: nobody is told of it."""
-        op = Set(state=self.beside, path=(due.reaction,), value=[due.incarnation, due.seq, *due.watched])
+        ops = done(beside(self.state, due.reaction), due.member, [due.incarnation, due.seq, *due.watched])
         try:
-            self.connection.write(self.session, [op], depth=0)
+            push, _ = self.connection.ask(self.session, ops, depth=0)
         except SharedWidgetsError as error:
             # The next process may react once more. That is better than never.
             log.debug("how far %s was reacted to is not noted: %s", self.state, error)
+        else:
+            with self.connection.lock:
+                self._words.append(push)
 
     # --- with the lock held
 
-    def _leads(self) -> bool:
-        """Whether this process is the one that reacts, as far as it can know: never while it is not connected."""
+    def _rest(self, resting: set[str], reaction: str) -> None:
+        """Leave a reaction alone for a while."""
+
+        def again() -> None:
+            with self.connection.lock:
+                resting.discard(reaction)
+            self.look()
+
+        resting.add(reaction)
+        self.connection.later(again, _AGAIN_SECONDS)
+
+    @property
+    def _member(self) -> str:
+        """Who this process is to the server; nobody while it is not connected."""
+        welcome = self.connection.welcome
+        return "" if welcome is None else welcome.member
+
+    def _counts(self) -> bool:
+        """Whether this process is among those that can react, as far as it can know: never while it is not connected."""
         session = self.session
-        if not self.connection.counted or session.resuming or session.ended is not None:
-            return False
-        able = [
-            (member.since, member.id)
-            for member in session.replica.members.values()
-            if member.kind != "frontend" and member.state == "live" and self.beside in member.states
+        return self.connection.counted and bool(self._member) and not session.resuming and session.ended is None
+
+    def _newest(self) -> dict[str, Turn]:
+        """By reaction, the object of this process that runs it."""
+        return {reaction: turn for turn in self.turns for reaction in turn.reactions}
+
+    def _leads(self, reaction: str) -> bool:
+        """Whether this process is the one that reacts."""
+        since = self._since.get(reaction)
+        state = beside(self.state, reaction)
+        return since is not None and self._counts() and leads(self.session.replica, state, self._member, since)
+
+    def _unseen(self, reaction: str, item: Reaction) -> dict[str, list[_Step]]:
+        """What nobody has reacted to, by trait; nothing while it may not be reacted to."""
+        # What it would write now would be refused: it reacts when the lock is free.
+        if reaction in self._waiting or LockName(kind="state", name=self.state) in self.session.replica.locks:
+            return {}
+        steps = {str(trait): self._steps.get((reaction, str(trait)), []) for trait in item.trait_names}
+        return {trait: found for trait, found in steps.items() if len(found) > 1}
+
+    def _unclaimed(self) -> list[str]:
+        """The reactions of which this process should say that it runs them; it does not before there is something to do."""
+        if not self._counts():
+            return []
+        replica = self.session.replica
+        return [
+            reaction
+            for reaction, turn in self._newest().items()
+            if reaction not in self._claims
+            and reaction not in self._refused
+            and self._unseen(reaction, turn.reactions[reaction])
+            and not self._leads(reaction)
+            and may_claim(replica, beside(self.state, reaction), self._member)
         ]
-        return bool(able) and min(able)[1] == self.member
+
+    def _heard(self) -> list[str]:
+        """Take in what the room made of what was asked; the sentences of what is worth a word."""
+        is_open = self.session.replica.is_open
+        for reaction, push in [*self._claims.items()]:
+            if not is_open(push):
+                del self._claims[reaction]
+                if push.problem is not None:
+                    # Somebody else was faster, and is heard of soon; or the room takes nothing now.
+                    self._rest(self._refused, reaction)
+        decided = [push for push in self._words if not is_open(push)]
+        self._words = [push for push in self._words if is_open(push)]
+        # That somebody has taken the place of this process is no trouble.
+        return [
+            push.problem.message for push in decided if push.problem is not None and push.problem.code != ValueMismatch.code
+        ]
 
     def _due(self, turn: Turn) -> _Due | None:
         """What a turn has to do now."""
         replica = self.session.replica
         state = replica.states.get(self.state)
-        # What it would write now would be refused: it reacts when the lock is free.
-        locked = LockName(kind="state", name=self.state) in replica.locks
-        if state is None or locked or not self._leads():
-            return None
-        for reaction, item in turn.reactions.items():
-            if next((other for other in reversed(self.turns) if reaction in other.reactions), None) is not turn:
-                continue
-            steps = {str(trait): self._steps.get((reaction, str(trait)), []) for trait in item.trait_names}
-            new = {trait: found for trait, found in steps.items() if len(found) > 1}
+        newest = self._newest()
+        for reaction, item in turn.reactions.items() if state is not None else ():
+            new = self._unseen(reaction, item) if newest.get(reaction) is turn and self._leads(reaction) else {}
             if new:
+                assert state is not None
                 changes = {
                     trait: (found[0], _latest(found), state.last[trait].actor)
                     for trait, found in new.items()
                     if found[0].value is t.Undefined or not same(found[0].value, found[-1].value)
                 }
-                return _Due(reaction, replica.incarnation, replica.seq, tuple(map(str, item.trait_names)), changes)
+                watched = tuple(map(str, item.trait_names))
+                return _Due(reaction, self._member, replica.incarnation, replica.seq, watched, changes)
         return None
+
+    def _begin(self) -> None:
+        """Note since when this process is there without a gap; later than it was is safe, and costs a word to the room."""
+        if not self._counts():
+            return
+        replica = self.session.replica
+        welcome, epoch = self._talk
+        if welcome is not self.connection.welcome or epoch != replica.epoch:
+            self._talk = (self.connection.welcome, replica.epoch)
+            self._since.clear()
+        for reaction in self._newest():
+            self._since.setdefault(reaction, replica.seq)
 
     def _note(self) -> None:
         """Compare the room with what was seen of it before."""
+        self._begin()
         replica = self.session.replica
         state = replica.states.get(self.state)
         if state is None or self.session.ended is not None:
@@ -390,15 +567,15 @@ class Watch:
     def _said(self, reaction: str) -> tuple[int, int, Sequence[object] | None]:
         """Up to where the room says that was reacted, to those who were there and to one who comes; to which traits."""
         replica = self.session.replica
-        state = replica.states.get(self.beside)
-        if state is None or reaction not in state.last:
+        state = replica.states.get(beside(self.state, reaction))
+        if state is None or _DONE not in state.last:
             return 0, replica.seq, None
-        match state.values[reaction]:
+        match state.values[_DONE]:
             case [replica.incarnation, int(seq), *watched]:
                 return seq, seq, watched
             case _:
                 # Nobody has reacted yet, or to another log: what was there when this began leads to nothing.
-                return 0, state.last[reaction].seq, None
+                return 0, state.last[_DONE].seq, None
 
 
 def _latest(steps: Sequence[_Step]) -> _Step:

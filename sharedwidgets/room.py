@@ -18,7 +18,7 @@ from sharedwidgets.connection import Connection, LinkState, Session, Wanted, sha
 from sharedwidgets.core import delta
 from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.delta import MAX_NAME
-from sharedwidgets.core.protocol import REACTS, Append, Inc, LastChange, LockName, Member, Op, Set
+from sharedwidgets.core.protocol import REACTS, Append, Inc, LastChange, LockName, Member, Op, Set, of_users, shown
 from sharedwidgets.core.replica import Change, News, Refused
 from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
@@ -121,7 +121,8 @@ class Room(Mapping[str, "RoomState"]):
     def members(self) -> tuple[Member, ...]:
         """Who is in the room, as the server says, in the order of coming."""
         with self._connection.lock:
-            return tuple(sorted(self._session.replica.members.values(), key=lambda member: (member.since, member.id)))
+            present = sorted(self._session.replica.members.values(), key=lambda member: (member.since, member.id))
+        return tuple(map(shown, present))
 
     @property
     def seq(self) -> int:
@@ -149,7 +150,7 @@ class Room(Mapping[str, "RoomState"]):
 
     def _states(self) -> list[str]:
         """The states a user has made; the connection's lock is held."""
-        return sorted(state for state in self._session.replica.states if not state.endswith(REACTS))
+        return of_users(self._session.replica.states)
 
     def __repr__(self) -> str:
         return f"<Room {self.token!r} {self.link_state}, {len(self)} states, {len(self.members)} members>"
@@ -355,8 +356,8 @@ class Room(Mapping[str, "RoomState"]):
                     change = msgspec.structs.replace(change, old=earlier.old, depth=max(change.depth, earlier.depth))
                 self._changes[key] = change
             for callbacks, facts in (
-                (self._on_join, news.joined),
-                (self._on_leave, news.gone),
+                (self._on_join, map(shown, news.joined)),
+                (self._on_leave, map(shown, news.gone)),
                 (self._on_refused, news.refused),
             ):
                 self._events += [(callbacks, fact) for fact in facts if callbacks]

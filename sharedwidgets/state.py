@@ -24,7 +24,7 @@ from sharedwidgets import bundle, cells, computing, discovery, host, reactions
 from sharedwidgets.atomic import AtomicOps
 from sharedwidgets.bridge import Bridge, Event
 from sharedwidgets.connection import Connection, Session, Wanted, shared
-from sharedwidgets.core.protocol import REACTS, LastChange, LockName, Member, Problem, TraitSchema
+from sharedwidgets.core.protocol import REACTS, LastChange, LockName, Member, Problem, TraitSchema, shown
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.drafts import Draft
@@ -111,7 +111,7 @@ class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
             cls._computed_traits = {key: trait for key, trait in traits.items() if isinstance(trait, computing.Computed)}
             computing.check(name, traits, traits.keys() - set(SharedState.class_trait_names()))
             members = {key: getattr_static(cls, key) for key in dir(cls)}
-            cls._leading = reactions.checked(name, members, cls._shared_of_class())
+            cls._leading = reactions.checked(name, cls._options["state_name"], members, cls._shared_of_class())
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         """Make an object; its computed traits are told from the end of its construction on."""
@@ -280,7 +280,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             return ()
         with bridge.connection.lock:
             members = bridge.session.replica.members.values()
-            linked = [member for member in members if bridge.state in member.states or member.kind == "frontend"]
+            linked = [shown(member) for member in members if bridge.state in member.states or member.kind == "frontend"]
         return tuple(sorted(linked, key=lambda member: (member.since, member.id)))
 
     @property
@@ -338,7 +338,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         with bridge.connection.lock:
             replica = bridge.session.replica
             holder = replica.locks.get(LockName(kind="state", name=bridge.state))
-            return None if holder is None else replica.members.get(holder.member)
+            member = None if holder is None else replica.members.get(holder.member)
+        return None if member is None else shown(member)
 
     # --- while linked
 
@@ -427,7 +428,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     def changed(self, *names: str) -> asyncio.Future[Bunch]:
         """The next change of one of these traits (of any shared one, without names), from wherever it comes, to be awaited.
 
-        It counts from the call, not from the ``await``: what was written in between was not missed.
+        It counts from the call, not from the ``await``: what was written in between was not missed. What is written after it is
+        no reaction to the change: a chain through such loops is not counted, and none of its writes is one too many.
 
         Returns
         -------
@@ -658,12 +660,11 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
     def _opened(
         self, token: str, server: str | None, credential: str | None
     ) -> tuple[Connection, Session, Iterator[tuple[str, Wanted]]]:
-        """The room, and the states of it that this object links: its own, and the one that says how far it reacted."""
+        """The room, and the states of it that this object links: its own, and those that say how far it reacted."""
         check_token(token)
         self._check_not_grouping("link")
         wanted = [(self._state_name(), self._wanted())]
-        if self._leading:
-            wanted.append((reactions.beside(self._state_name()), reactions.wanted(self._leading)))
+        wanted += [(reactions.beside(self._state_name(), name), reactions.wanted()) for name in self._leading]
         connection = shared(discovery.find(server, credential))
         session = connection.open(token)
         if host.owner() in session.groups:
@@ -709,9 +710,10 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             private = {name: getattr(self, name) for name in self._shared()} if self._bridge is None else self._private
             bridge.begin()
             with session.connection.lock:
-                able = reactions.beside(bridge.state) in session.states
-            if self._leading and able:
-                reactions.attach(bridge, self._leading)
+                states = {*session.states}
+            able = {name: item for name, item in self._leading.items() if reactions.beside(bridge.state, name) in states}
+            if able:
+                reactions.attach(bridge, able)
         except BaseException:
             bridge.end()
             raise

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { addedUp, apply, applyEntry, compress, diff, fromImage, MOST_KEYS, type States } from "./delta";
+import { addedUp, apply, applyEntry, compress, diff, find, fromImage, MOST_KEYS, type State, type States } from "./delta";
 import type { Entry, Op, Set as SetOp, StateImage } from "./protocol";
 import { parseDownstream, parseUpstream } from "./protocol";
 import { same, unpack, type Value } from "./values";
@@ -105,4 +105,13 @@ test.each([
   const ops = diff("S", "t", "dict", {}, value);
   expect(ops).toHaveLength(many);
   expect(same(ops.reduce(apply, {}), value)).toBe(true);
+});
+
+test("people are not told of what stands beside a state of theirs", () => {
+  const state = (): State => ({ schema: new Map(), values: new Map(), last: new Map() });
+  const states: States = new Map([
+    ["Fit", state()],
+    ["Fit@lead@reacts", state()],
+  ]);
+  expect(() => find(states, "Other", "a")).toThrow(/there is Fit$/);
 });

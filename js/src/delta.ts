@@ -3,17 +3,18 @@
 // Values are never changed in place: applying an op gives a new value that shares what did not change.
 
 import { InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait } from "./errors";
-import type {
-  Entry,
-  EntryOp,
-  LastChange,
-  Numeric,
-  Op,
-  Set as SetOp,
-  Splice,
-  StateImage,
-  TraitKind,
-  TraitSchema,
+import {
+  type Entry,
+  type EntryOp,
+  type LastChange,
+  type Numeric,
+  type Op,
+  ofUsers,
+  type Set as SetOp,
+  type Splice,
+  type StateImage,
+  type TraitKind,
+  type TraitSchema,
 } from "./protocol";
 import { emptyDict, getKey, isDict, isList, same, size, type Value, wholeNumber } from "./values";
 
@@ -48,10 +49,14 @@ export function fromImage(image: StateImage): State {
 /** Schema and value of a trait; NoSuchState and NoSuchTrait name what there is. */
 export function find(states: States, state: string, trait: string): { schema: TraitSchema; value: Value } {
   const found = states.get(state);
-  if (found === undefined) throw new NoSuchState(`there is no state '${state}' here; there is ${listed(states)}`, { state });
+  if (found === undefined)
+    throw new NoSuchState(`there is no state '${state}' here; there is ${listed(ofUsers(states.keys()))}`, { state });
   const schema = found.schema.get(trait);
   if (schema === undefined) {
-    throw new NoSuchTrait(`${state} has no trait '${trait}'; it has ${listed(found.schema)}`, { state, path: [trait] });
+    throw new NoSuchTrait(`${state} has no trait '${trait}'; it has ${listed([...found.schema.keys()].sort())}`, {
+      state,
+      path: [trait],
+    });
   }
   return { schema, value: found.values.get(trait) ?? null };
 }
@@ -287,6 +292,6 @@ function noSuchPath(op: Op, what: string, depth = op.path.length): NoSuchPath {
   return new NoSuchPath(`${op.state}.${op.path.slice(0, depth).join(".")} ${what}`, { state: op.state, path: op.path });
 }
 
-function listed(names: Map<string, unknown>): string {
-  return [...names.keys()].sort().join(", ") || "none";
+function listed(names: readonly string[]): string {
+  return names.join(", ") || "none";
 }

@@ -58,6 +58,14 @@ export interface Limits {
   readonly reactions: number;
 }
 
+/** A state whose name ends so is none of a user's: it says who runs a reaction to another state, and how far that one got. */
+export const REACTS = "@reacts";
+
+/** The states that people are shown, in order. */
+export function ofUsers(states: Iterable<string>): string[] {
+  return [...states].filter((state) => !state.endsWith(REACTS)).sort();
+}
+
 /** What one trait may hold, and what it is reset to. */
 export interface TraitSchema {
   readonly kind: TraitKind;

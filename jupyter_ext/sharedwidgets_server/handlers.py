@@ -14,7 +14,7 @@ from tornado import web
 
 from sharedwidgets.core import values
 from sharedwidgets.core.delta import MAX_NAME
-from sharedwidgets.core.protocol import Audience, LockName, Member, Op, Set, StateImage
+from sharedwidgets.core.protocol import Audience, LockName, Member, Op, Set, StateImage, of_users, shown
 from sharedwidgets.core.room import Author, Revision
 from sharedwidgets.errors import (
     Forbidden,
@@ -145,7 +145,7 @@ class RoomListHandler(RoomsHandler):
             except NoSuchRoom:
                 # Deleted since it was listed.
                 continue
-            rooms.append({"token": token, "seq": view.seq, "states": sorted(view.states), "members": len(view.members)})
+            rooms.append({"token": token, "seq": view.seq, "states": of_users(view.states), "members": len(view.members)})
         self.answer({"rooms": rooms})
 
 
@@ -166,9 +166,9 @@ class RoomHandler(RoomsHandler):
                 "incarnation": view.incarnation,
                 "epoch": view.epoch,
                 "seq": view.seq,
-                "states": {name: _state(image) for name, image in view.states.items()},
+                "states": {name: _state(view.states[name]) for name in of_users(view.states)},
                 "locks": [msgspec.to_builtins(image) for image in view.locks],
-                "members": [_member(member) for member in view.members],
+                "members": [_member(shown(member)) for member in view.members],
             }
         )
 

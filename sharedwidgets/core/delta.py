@@ -27,6 +27,7 @@ from sharedwidgets.core.protocol import (
     Splice,
     StateImage,
     TraitSchema,
+    of_users,
 )
 from sharedwidgets.core.values import Value, plus, same, size
 from sharedwidgets.errors import InvalidValue, NoSuchPath, NoSuchState, NoSuchTrait, TooLarge
@@ -81,7 +82,7 @@ def find(states: Mapping[str, State], state: str, trait: str, *, frontend: bool 
     """
     found = states.get(state)
     if found is None:
-        raise NoSuchState(f"there is no state {state!r} here; there is {_list(states)}", state=state)
+        raise NoSuchState(f"there is no state {state!r} here; there is {_list(of_users(states))}", state=state)
     schema = found.image(frontend=True).schema if frontend else found.schema
     if trait not in schema:
         raise NoSuchTrait(f"{state} has no trait {trait!r}; it has {_list(schema)}", state=state, path=(trait,))

@@ -6,6 +6,7 @@ pins the hash of this schema: a change here needs a line in that file's changelo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -32,7 +33,7 @@ Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 StateName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 
-# A state whose name ends so is none of a user's: it says how far the reactions of one process for all to another state got.
+# A state whose name ends so is none of a user's: it says who runs a reaction to another state, and how far that one got.
 REACTS = "@reacts"
 
 # msgspec builds its validators from annotations at run time and has no recursive alias: `WireValue` is `Value` to it.
@@ -105,6 +106,16 @@ class Member(Wire, frozen=True, kw_only=True):
     since: float = 0.0
     state: MemberState = "live"
     states: tuple[str, ...] = ()
+
+
+def of_users(states: Iterable[str]) -> list[str]:
+    """The states that people are shown, in order."""
+    return sorted(state for state in states if not state.endswith(REACTS))
+
+
+def shown(member: Member) -> Member:
+    """A member as people are shown it."""
+    return msgspec.structs.replace(member, states=tuple(of_users(member.states)))
 
 
 class Problem(Wire, frozen=True, kw_only=True):

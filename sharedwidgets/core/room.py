@@ -33,6 +33,7 @@ from sharedwidgets.core import locks as locking
 from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.delta import State, States
 from sharedwidgets.core.protocol import (
+    REACTS,
     Acquire,
     Actor,
     Append,
@@ -73,6 +74,7 @@ from sharedwidgets.core.protocol import (
     TraitSchema,
     Waiting,
     Wire,
+    of_users,
 )
 from sharedwidgets.core.revisions import Revisions
 from sharedwidgets.core.values import MAX_DEPTH, Value, depth, same, size
@@ -419,11 +421,11 @@ class Room:
     def reset(self, ticket: int, author: Author, states: Sequence[str], now: Now) -> list[Effect]:
         """What follows from a request to put states back to their defaults: one entry for all of them, like any other change.
 
-        Without names it is every state there is. Traits the author may not see stay as they are (G9).
+        Without names it is every state of a user's. Traits the author may not see stay as they are (G9).
         """
         expired = self._expired(now)
         try:
-            ops = [op for state in states or self.states for op in self._undoing(author, state)]
+            ops = [op for state in states or of_users(self.states) for op in self._undoing(author, state)]
             if not ops:
                 return [*expired, Answer(ticket, self.seq)]
             decided, growth = self._decide(author, ops, now, most_ops=len(ops))
@@ -437,7 +439,7 @@ class Room:
         found = self.states.get(state)
         if found is None:
             raise NoSuchState(
-                f"there is no state {state!r} here; there is {', '.join(sorted(self.states)) or 'none'}", state=state
+                f"there is no state {state!r} here; there is {', '.join(of_users(self.states)) or 'none'}", state=state
             )
         return [
             Set(state=state, path=(trait,), value=kind.default)
@@ -887,10 +889,11 @@ class Room:
         if fresh:
             effects.append(Attach(author.boot, author.audience))
         answer = self.catch_up(author.boot, author.audience, resume.incarnation, resume.epoch, resume.seq)
-        effects.append(Send(author.boot, answer))
         if fresh and isinstance(answer, Entries):
-            # Who went meanwhile is in no tail: the one who comes back is told of everyone there is.
+            # Who went meanwhile is in no tail: the one who comes back is told of everyone there is. It comes first, so that who
+            # is here is never older news than the entries are.
             effects.append(Send(author.boot, Members(room=self.token, present=self.members, complete=True)))
+        effects.append(Send(author.boot, answer))
         if member is not None:
             effects.append(Tell(Members(room=self.token, present=(member,)), but=author.boot))
         return effects
@@ -1035,8 +1038,10 @@ class Room:
                 try:
                     if not author.may_write:
                         raise Forbidden("you may read this room, not lock in it; ask for the right 'write' on 'sharedwidgets'")
-                    if message.lock.kind == "state" and message.lock.name not in self.states:
-                        raise NoSuchState(f"there is no state {message.lock.name!r} to lock", state=message.lock.name)
+                    # Who reacts is said in a state that is none of a user's; whoever locked it would keep all from reacting.
+                    name = message.lock.name
+                    if message.lock.kind == "state" and (name not in self.states or name.endswith(REACTS)):
+                        raise NoSuchState(f"there is no state {name!r} to lock", state=name)
                     lease = min(message.lease, self.limits.hold_seconds)
                     decided = self.locks.acquire(claim, message.lock, lease, mono, seq, wait=message.wait)
                 except SharedWidgetsError as error:

@@ -95,7 +95,8 @@ def test_a_reaction_may_unlink_its_object(server: LiveServer, token: str) -> Non
         once._bridge.delivery.ring = lambda: None
         plain["Once"].update({"a": 1})
         plain.flush()
-        eventually(lambda: once._bridge.session.replica.value("Once", "a") == 1)
+        # It has come, and it is for this process to react to it.
+        eventually(lambda: once._bridge.session.replica.states["Once@finish@reacts"].values["leader"])
         # RuntimeError: generator raised StopIteration
         for _ in once.live(range(3)):
             pass
@@ -169,7 +170,7 @@ def test_linking_runs_nothing_also_after_a_reaction_was_given_another_trait(serv
 def test_a_handle_cannot_make_the_state_beside_another(server: LiveServer, token: str) -> None:
     """It would not see it, would count as who leads, and with a trait of the name of a reaction the class could not link."""
     with connect(token, server.url, server.token, delivery="thread") as plain, pytest.raises(InvalidValue):
-        plain.define("Counter@reacts", lead=0)
+        plain.define("Counter@lead@reacts", leader="", done=[])
 
 
 def test_who_only_made_the_state_beside_another_does_not_lead(server: LiveServer, token: str) -> None:
@@ -184,7 +185,7 @@ def test_who_only_made_the_state_beside_another_does_not_lead(server: LiveServer
 
     with connect(token, server.url, server.token, delivery="thread") as plain:
         with suppress(InvalidValue):
-            plain.define("Led@reacts", note=0)
+            plain.define("Led@lead@reacts", note=0)
         led = here(Led(), server, token)
         led.a = 1
         eventually(lambda: ran == [1], 2)

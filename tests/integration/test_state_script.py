@@ -377,7 +377,10 @@ def test_who_may_only_read_leaves_it_to_others_to_react(small: LiveServer, token
     maker.unlink()
     eventually(lambda: [item.states for item in reader.linked_from] == [("Reacting",)])
     writer = Reacting().link_to(token, server=small.url, credential=small.credential)
-    eventually(lambda: [item.states for item in writer.linked_from] == [("Reacting",), ("Reacting", "Reacting@reacts")])
+    # As the server says it; people are not shown the second one.
+    members = writer._bridge.session.replica.members.values()  # type: ignore[union-attr]
+    eventually(lambda: sorted(item.states for item in members) == [("Reacting",), ("Reacting", "Reacting@double@reacts")])
+    assert [item.states for item in writer.linked_from] == [("Reacting",)] * 2
     writer.n = 3
     assert reader.wait_until(lambda: reader.twice == 6, 10)
     for state in (reader, writer):
@@ -1542,6 +1545,54 @@ def test_h32_unlink_offline_and_relink(server: LiveServer, there: Link, token: s
         assert two.wait_until(lambda: two.count == 1, 20)
         one.link_to(token, server=way.url, credential=server.credential)
         assert (one.count, seq(server, token)) == (1, 2)
+
+
+def held_up(connection: sharedwidgets.connection.Connection) -> Callable[[], None]:
+    """Let nothing be sent or heard until what is returned is called."""
+    begun, on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        begun.set()
+        assert on.wait(20)
+
+    connection.later(stop)
+    assert begun.wait(10)
+    return on.set
+
+
+@pytest.mark.parametrize("clashes", [False, True], ids=["linked again", "refused"])
+def test_h32_a_link_takes_the_place_of_a_leave_that_waits(here: Link, there: Link, token: str, clashes: bool) -> None:
+    """To the others there is no gap; when the link is refused, the leave is said after all."""
+
+    class Clash(SharedState, state_name="Counter"):
+        count = t.Unicode("")
+
+    one, two = here(Counter(), token), there(Counter(), token)
+    assert one._bridge is not None
+    assert two._bridge is not None
+    keeps = here(Level(), token)
+    session, member = two._bridge.session, one._bridge.connection.welcome.member  # type: ignore[union-attr]
+    gaps: list[bool] = []
+    session.listeners.append(lambda news: gaps.append("Counter" not in session.replica.members[member].states))
+    go_on = held_up(one._bridge.connection)
+    one.count = 1
+    one.unlink()
+    with ThreadPoolExecutor(1) as pool:
+        link = pool.submit(lambda: here(Clash() if clashes else one, token))
+        eventually(lambda: keeps._bridge.connection._requests)  # type: ignore[union-attr]
+        go_on()
+        if clashes:
+            with pytest.raises(SchemaConflict):
+                link.result(10)
+            eventually(lambda: len(two.linked_from) == 1)
+        else:
+            link.result(10)
+            one.count = 2
+            one.flush()
+            assert two.wait_until(lambda: two.count == 2, 10)
+            assert len(two.linked_from) == 2
+    assert any(gaps) is clashes
+    keeps.unlink()
 
 
 def test_h32_unlink_of_one_of_two_instances_with_writes_under_way(server: LiveServer, there: Link, token: str) -> None:

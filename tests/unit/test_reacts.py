@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import traitlets as t
 
-from sharedwidgets import SharedState, reacts
-from sharedwidgets.core.protocol import REACTS
+from sharedwidgets import SharedState, reactions, reacts
+from sharedwidgets.core.protocol import REACTS, Actor, LastChange, Member, Snapshot, StateImage, shown
+from sharedwidgets.core.replica import Replica
 
 
 class Fit(SharedState):
@@ -128,7 +129,84 @@ def test_no_state_may_have_the_name_of_what_stands_beside_another() -> None:
         class Wrong(SharedState, state_name="Fit" + REACTS):
             n = t.Int(0)
 
+    with pytest.raises(TypeError, match=r"Long\.lead: the names of a state and .* reaction are 3 characters too long"):
+
+        class TooLong(SharedState, state_name="x" * 247):
+            n = t.Int(0)
+
+            @reacts("n", leader=True)
+            def lead(self, change: Any) -> None: ...
+
+    class Fits(SharedState, state_name="x" * 244):
+        n = t.Int(0)
+
+        @reacts("n")
+        def a_reaction_of_each_process_needs_no_name_beside(self, change: Any) -> None: ...
+
+        @reacts("n", leader=True)
+        def lead(self, change: Any) -> None: ...
+
     with pytest.raises(TypeError, match="1 to 249 characters"):
 
         class Long(SharedState, state_name="x" * 250):
             n = t.Int(0)
+
+
+# --- who runs it
+
+BESIDE = reactions.beside("Fit", "lead")
+
+
+def replica(leader: str, *members: Member, at: int = 5, seq: int = 9) -> Replica:
+    """That of a process which has the room at `seq`, where somebody said at `at` who reacts."""
+    by = Actor(id="x", kind="script")
+    values = {"leader": leader, "done": []}
+    last = {trait: LastChange(actor=by, seq=at, at=0.0) for trait in values}
+    image = StateImage(schema=reactions.wanted().schema, values=values, last=last)
+    found = Replica("r")
+    found.receive(Snapshot(room="r", incarnation="i", epoch="e", seq=seq, states={BESIDE: image}, members=members))
+    return found
+
+
+def member(name: str, since: float, **how: Any) -> Member:
+    return Member(**{"id": name, "kind": "script", "since": since, "states": (BESIDE, "Fit"), **how})
+
+
+def test_the_first_of_those_who_can_says_that_it_reacts_and_then_it_stays() -> None:
+    old, young = member("old", 1.0), member("young", 2.0)
+    page = member("page", 0.0, kind="frontend")
+    plain = member("plain", 0.0, states=("Fit", reactions.beside("Fit", "other")))
+    gone = member("away", 0.0, state="away")
+    silent = member("silent", 0.0, state="unresponsive")
+    others = (page, plain, gone, silent)
+
+    def who(leader: str, *present: Member) -> set[str]:
+        room = replica(leader, *present, *others)
+        return {item.id for item in (*present, *others) if reactions.may_claim(room, BESIDE, item.id)}
+
+    assert who("", old, young) == {"old"}
+    assert who("", young) == {"young"}
+    assert who("young", old, young) == {"young"}
+    for leader in ("away", "silent", "page", "plain", "never-seen"):
+        assert who(leader, old, young) == {"old"}
+    assert who("") == set()
+    twins = member("b", 1.0), member("a", 1.0)
+    assert who("", *twins) == {"a"}
+    assert not reactions.may_claim(Replica("r"), BESIDE, "old")
+
+
+def test_a_word_of_before_it_was_away_does_not_make_it_react() -> None:
+    room = replica("me", member("me", 1.0))
+    assert reactions.leads(room, BESIDE, "me", 4)
+    assert not reactions.leads(room, BESIDE, "me", 5)
+    assert not reactions.leads(room, BESIDE, "you", 4)
+    assert not reactions.leads(Replica("r"), BESIDE, "me", 0)
+
+
+def test_a_claim_names_what_its_author_has_seen() -> None:
+    (claim,) = reactions.claim(replica("you", member("me", 1.0)), BESIDE, "me")
+    assert (claim.path, claim.value, claim.if_rev) == (("leader",), "me", 9)  # type: ignore[union-attr]
+
+
+def test_a_member_is_shown_without_what_stands_beside_a_state() -> None:
+    assert shown(member("me", 1.0)) == member("me", 1.0, states=("Fit",))

@@ -59,6 +59,9 @@ def test_find() -> None:
     assert delta.find(states(), "S", "_salt") == (SCHEMA["_salt"], "pepper")
     with pytest.raises(NoSuchState, match=r"no state 'T' here; there is S$"):
         delta.find(states(), "T", "count")
+    # People are not told of what stands beside a state of theirs.
+    with pytest.raises(NoSuchState, match=r"there is S$"):
+        delta.find({"S": State(), "S@lead@reacts": State()}, "T", "count")
     with pytest.raises(NoSuchState, match=r"there is none$"):
         delta.find({}, "T", "count")
     with pytest.raises(NoSuchTrait, match=r"it has _salt, count, items, level, tags, title$") as caught:

@@ -741,7 +741,8 @@ def test_h05_a_verdict_lost_with_the_socket_comes_before_the_mark(room: Room) ->
     room.disconnect("k1", NOW)
     effects = room.receive(K1, resume(1, lowest=2, highest=2), NOW)
     messages = [effect.message for effect in effects if isinstance(effect, Send)]
-    assert [type(message) for message in messages] == [Nack, Entries, Members]
+    # Who is here comes before what happened: it is never older.
+    assert [type(message) for message in messages] == [Nack, Members, Entries]
     assert only(effects, Nack).n == 2
     assert only(effects, Entries).decided == 2
 
@@ -1391,6 +1392,24 @@ def test_a_locked_state_is_written_by_its_holder_alone(room: Room) -> None:
     (answer,) = [effect for effect in room.reset(8, P1, ["S"], NOW) if isinstance(effect, Answer)]
     assert isinstance(answer.outcome, Locked)
     assert held(room)["count"] == 2
+
+
+def test_a_state_that_is_none_of_a_users_is_neither_locked_nor_reset_with_all(room: Room) -> None:
+    """It says who runs a reaction, and how far that one got: all would be kept from it, or would do it again."""
+    beside = "S@lead@reacts"
+    schema = {"leader": TraitSchema(kind="text", kernel_only=True, default="")}
+    room.receive(K1, join(state=beside, schema=schema), NOW)
+    room.receive(K1, push(1, put("leader", "m-k1", state=beside), put("count", 1)), NOW)
+    for who in (K1, P1):
+        effects = room.receive(who, acquire(lock=LockName(kind="state", name=beside)), NOW)
+        assert only(effects, Failure).problem.code == "no-such-state"
+    room.reset(8, K1, [], NOW)
+    assert (held(room)["count"], held(room, beside)) == (0, {"leader": "m-k1"})
+    (answer,) = [effect for effect in room.reset(9, K1, ["T"], NOW) if isinstance(effect, Answer)]
+    assert str(answer.outcome) == "there is no state 'T' here; there is S"
+    # By its name it is reset like any other.
+    room.reset(10, K1, [beside], NOW)
+    assert held(room, beside) == {"leader": ""}
 
 
 def test_g10_a_transaction_is_refused_whole_if_one_state_in_it_is_locked(room: Room) -> None:
