@@ -239,11 +239,15 @@ def test_what_is_undone_does_not_come_back_with_what_began_meanwhile(one: Shop, 
 @pytest.mark.parametrize("linked", [True, False])
 def test_what_another_thread_writes_stays_when_a_transaction_is_undone(one: Shop, linked: bool) -> None:
     state = one if linked else Shop()
+    heard = Heard(state, "stock", "till")
     with suppress(KeyError), state.transaction():
         state.stock = state.till = 1
         beside(lambda: (setattr(state, "stock", 2), setattr(state, "till", 2)))
         raise KeyError
-    assert (state.pull().stock, state.till) == (2, 2)
+    assert (state.stock, state.till) == (2, 2)
+    state.pull()
+    assert (state.stock, state.till) == (2, 2)
+    assert heard.steps == [("stock", 1, 2), ("till", 1, 2)]
 
 
 def test_tasks_have_transactions_of_their_own(one: Shop, two: Shop, server: LiveServer, token: str) -> None:
