@@ -19,7 +19,7 @@ import msgspec
 
 from sharedwidgets import causes, host, verdicts
 from sharedwidgets.causes import Cause
-from sharedwidgets.connection import Connection, Session, Written
+from sharedwidgets.connection import Connection
 from sharedwidgets.core import delta
 from sharedwidgets.core.protocol import Actor, Append, Inc, Op, Problem
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
@@ -28,6 +28,7 @@ from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.drafts import Draft, Run
 from sharedwidgets.errors import InvalidValue, Locked, SharedWidgetsError
 from sharedwidgets.layers import Layers
+from sharedwidgets.links import Session, Written
 from sharedwidgets.traits import SharedTrait, differ
 from sharedwidgets.transactions import UNSEEN, Part
 from sharedwidgets.turns import turns, turns_async

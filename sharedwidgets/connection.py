@@ -15,13 +15,12 @@ import random
 import sys
 import threading
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sharedwidgets import causes, discovery, host
 from sharedwidgets.core import codec, delta
@@ -44,19 +43,17 @@ from sharedwidgets.core.protocol import (
     Op,
     Ping,
     Pong,
-    Problem,
     Push,
     Resend,
     Resume,
     Slow,
     Snapshot,
-    TraitSchema,
     Upstream,
     Waiting,
     Welcome,
 )
-from sharedwidgets.core.replica import News, Pending, Replica
-from sharedwidgets.core.values import Value, check_token
+from sharedwidgets.core.replica import Pending
+from sharedwidgets.core.values import check_token
 from sharedwidgets.discovery import Address
 from sharedwidgets.errors import (
     Closed,
@@ -74,18 +71,15 @@ from sharedwidgets.errors import (
     WrongThread,
     from_code,
 )
+from sharedwidgets.links import Listener, Request, Session, Wanted, Written
 
 if TYPE_CHECKING:
     from tornado.websocket import WebSocketClientConnection
 
-    from sharedwidgets.drafts import Draft
-    from sharedwidgets.transactions import Part
 
 log = logging.getLogger("sharedwidgets")
 
 LinkState: TypeAlias = Literal["connecting", "live", "offline", "closed"]
-# Notes the news of a session, on whichever thread brings them. What it returns, its author runs when the write is done.
-Listener: TypeAlias = Callable[[News], Callable[[], None] | None]
 
 FIRST_DELAY, BASE_DELAY, MAX_DELAY = 0.1, 0.25, 10.0
 OVERLOAD_SECONDS = 30.0
@@ -97,110 +91,6 @@ WELCOME_BYTES = 1 << 20
 WIRE_RATIO = 6
 # A connection that held so long is taken for good: the next failure starts with the short delays.
 HEALTHY_SECONDS = 5.0
-
-
-class Written(NamedTuple):
-    """An own write: the replica's version with it and nothing after it, and what others of this process do about it."""
-
-    version: int
-    then: list[Callable[[], None]]
-
-
-@dataclass
-class Wanted:
-    """A state this process links: what to make it from where it is missing. Without a first value a trait has its default."""
-
-    schema: dict[str, TraitSchema]
-    values: dict[str, Value] = field(default_factory=dict)
-
-
-class Linked(Protocol):
-    """An object of this process that is linked to a room."""
-
-    def settle(self, state: str | None) -> bool:
-        """Show what the replica holds of a state by now, or of all, silently; whether that may be done now."""
-
-    def grouping(self) -> bool:
-        """Whether the thread or task that runs keeps writes of it back."""
-
-    def part(self, draft: Draft) -> Part:
-        """What it does in a transaction of the room."""
-
-
-class Session:
-    """One room on one connection: its replica, what is linked in it, and who wants to hear.
-
-    All fields are guarded by the connection's lock.
-    """
-
-    def __init__(self, connection: Connection, room: str) -> None:
-        # Loaded by who links: importing this library is to cost little.
-        from sharedwidgets.leases import Leases
-        from sharedwidgets.verdicts import Verdicts
-
-        self.connection = connection
-        self.room = room
-        self.replica = Replica(room)
-        self.leases = Leases(room)
-        self.verdicts = Verdicts()
-        self.states: dict[str, Wanted] = {}
-        self.links: Counter[str] = Counter()
-        self.users = 0
-        self.leaving = False
-        # States that are not linked any more; the room is told behind what was written before (H32).
-        self.left: list[str] = []
-        # Whether the answer to a `Resume` is awaited.
-        self.resuming = False
-        # How often somebody may show now what came earlier.
-        self.stirred = 0
-        # Why the room is no more; this object of it is dead then, and a link makes another.
-        self.ended: Problem | None = None
-        self.listeners: list[Listener] = []
-        # What the objects of this process that link a state have in common, by a name of its maker's choice.
-        self.common: dict[str, Any] = {}
-        # What is written in open transactions of the room, by the thread or task that opened them.
-        self.groups: dict[tuple[int, int], Draft] = {}
-        # The objects of this process that are linked to the room.
-        self.linked: list[Linked] = []
-        # Joins that were answered, and hold once the replica reached their seq.
-        self.answered: list[tuple[int, _Request]] = []
-
-    def settle(self, state: str | None) -> bool:
-        """Have the objects of this process show what the replica holds of a state by now, or of all (G6); whether they do."""
-        # Each of them, whatever the one before could do.
-        shown = [item.settle(state) for item in [*self.linked]]
-        return all(shown)
-
-    def grouping(self) -> bool:
-        """Whether the thread or task that runs keeps writes of this room back."""
-        return any(item.grouping() for item in [*self.linked])
-
-
-@dataclass(eq=False)
-class _Request:
-    """A join on its way; its future is set once the replica holds what was joined."""
-
-    session: Session
-    state: str | None
-    wanted: Wanted | None
-    # Whether the asker links the state; a session that comes back to a state only keeps the links it has.
-    links: bool = True
-    # Whether it was granted, and the link counted.
-    held: bool = False
-    # Whether the state was left, and the server is not told so because of this.
-    left: bool = False
-    future: Future[None] = field(default_factory=Future)
-
-    def join(self, number: int) -> Join:
-        replica = self.session.replica
-        return Join(
-            id=number,
-            room=self.session.room,
-            state=self.state,
-            schema=self.wanted.schema if self.wanted else None,
-            values=self.wanted.values if self.wanted else None,
-            resume=replica.position() if replica.live else None,
-        )
 
 
 class Connection:
@@ -224,7 +114,7 @@ class Connection:
         self.reason: SharedWidgetsError | None = None
         self.welcome: Welcome | None = None
         self._sessions: dict[str, Session] = {}
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Request] = {}
         self._ids = itertools.count(1)
         self._control: deque[Upstream] = deque()
         self._delay = 0.0
@@ -543,10 +433,10 @@ class Connection:
 
     # --- joining
 
-    def _asked(self, session: Session, state: str | None, wanted: Wanted | None) -> tuple[int, _Request]:
+    def _asked(self, session: Session, state: str | None, wanted: Wanted | None) -> tuple[int, Request]:
         self.check_usable()
         with self.lock:
-            request = _Request(session, state, wanted)
+            request = Request(session, state, wanted)
             number = next(self._ids)
             self._check_fits(session.room, request.join(number), state)
             if state in session.left:
@@ -561,7 +451,7 @@ class Connection:
         self._wake_up()
         return number, request
 
-    def _forget(self, number: int, request: _Request) -> None:
+    def _forget(self, number: int, request: Request) -> None:
         """Whoever asked is gone: a late answer finds nobody, and what it may have joined is left (H31)."""
         with self.lock:
             session = request.session
@@ -907,7 +797,7 @@ class Connection:
 
     def _settle(self, session: Session) -> None:
         """Tell whoever waits for a join that the replica holds it now."""
-        waiting: list[tuple[int, _Request]] = []
+        waiting: list[tuple[int, Request]] = []
         for seq, request in session.answered:
             early = not session.replica.live or session.replica.seq < seq
             # Whoever cancelled it is about to forget it.
@@ -962,7 +852,7 @@ class Connection:
             if wanted is not None and state is not None and state in held:
                 wanted = Wanted(wanted.schema, dict(held[state].values))
             number = next(self._ids)
-            request = _Request(session, state, wanted, links=False)
+            request = Request(session, state, wanted, links=False)
             request.future.add_done_callback(lambda done: self._came_back(session, done))
             self._requests[number] = request
             self._control.append(request.join(number))
@@ -1005,7 +895,7 @@ class Connection:
         with self.lock:
             self._turned("closed" if self.state == "closed" else "offline", reason)
             self.welcome = None
-            doomed: list[_Request] = []
+            doomed: list[Request] = []
             if reason is not None and _is_final(reason):
                 doomed = [*self._requests.values()]
                 self._requests.clear()

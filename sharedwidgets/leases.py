@@ -23,7 +23,8 @@ from sharedwidgets.core.replica import News, Replica
 from sharedwidgets.errors import Locked, LockLost, LockTimeout, from_code
 
 if TYPE_CHECKING:
-    from sharedwidgets.connection import Connection, Session
+    from sharedwidgets.connection import Connection
+    from sharedwidgets.links import Session
 
 log = logging.getLogger("sharedwidgets")
 

@@ -17,7 +17,7 @@ from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.errors import LockLost, LockOrder, LockTimeout
 
 if TYPE_CHECKING:
-    from sharedwidgets.connection import Session
+    from sharedwidgets.links import Session
 
 # How long a lock waits for its turn, for the server's word whether it is free, and for its word that it is free again.
 WAIT_SECONDS = 30.0

@@ -23,12 +23,13 @@ from traitlets.utils.bunch import Bunch
 from sharedwidgets import causes
 from sharedwidgets.bridge import Bridge
 from sharedwidgets.causes import Cause
-from sharedwidgets.connection import Connection, Session, Wanted
+from sharedwidgets.connection import Connection
 from sharedwidgets.core.delta import MAX_NAME
 from sharedwidgets.core.protocol import REACTS, Actor, LockName, Op, Set, TraitSchema
 from sharedwidgets.core.replica import News, Pending, Replica
 from sharedwidgets.core.values import same
 from sharedwidgets.errors import Locked, LockTimeout, SharedWidgetsError, ValueMismatch
+from sharedwidgets.links import Session, Wanted
 
 log = logging.getLogger("sharedwidgets")
 

@@ -14,7 +14,7 @@ import msgspec
 
 from sharedwidgets import causes, discovery, host, verdicts
 from sharedwidgets.causes import Cause
-from sharedwidgets.connection import Connection, LinkState, Session, Wanted, shared
+from sharedwidgets.connection import Connection, LinkState, shared
 from sharedwidgets.core import delta
 from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.delta import MAX_NAME
@@ -24,6 +24,7 @@ from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, ValueMismatch, from_code
+from sharedwidgets.links import Session, Wanted
 from sharedwidgets.transactions import Part, nowhere, transaction, writer
 from sharedwidgets.verdicts import ANSWER_SECONDS
 

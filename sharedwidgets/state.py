@@ -10,9 +10,8 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
@@ -23,17 +22,19 @@ from traitlets.utils.bunch import Bunch
 from sharedwidgets import bundle, cells, computing, discovery, host, reactions
 from sharedwidgets.atomic import AtomicOps
 from sharedwidgets.bridge import Bridge, Event
-from sharedwidgets.connection import Connection, Session, Wanted, shared
-from sharedwidgets.core.protocol import REACTS, LastChange, LockName, Member, Problem, TraitSchema, shown
+from sharedwidgets.classes import RESERVED, SharedStateMeta, has_own_init
+from sharedwidgets.connection import Connection, shared
+from sharedwidgets.core.protocol import LastChange, LockName, Member, Problem, TraitSchema, shown
 from sharedwidgets.core.values import Value, check_token, same
 from sharedwidgets.delivery import Mode
 from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Forbidden, InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
 from sharedwidgets.layers import Layers
+from sharedwidgets.links import Session, Wanted
 from sharedwidgets.parts import StatePart, SyncPart
 from sharedwidgets.reactions import Reaction
 from sharedwidgets.room import Room
-from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, copied, differ, is_private, prepared, shared_trait
+from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, differ, is_private, prepared, shared_trait
 from sharedwidgets.transactions import Part, nowhere, transaction, writer
 
 if TYPE_CHECKING:
@@ -44,86 +45,9 @@ log = logging.getLogger("sharedwidgets")
 Self = TypeVar("Self", bound="SharedState")
 Item = TypeVar("Item")
 
-# Names of the surface that are kept free for traits never to hide, beside everything AnyWidget has.
-RESERVED = frozenset(
-    {
-        "link_to", "link_to_async", "unlink", "linked_to", "linked_from", "room", "lock", "locked_by", "transaction",
-        "increment", "increment_async", "compare_and_set", "compare_and_set_async", "append", "append_async", "last_change",
-        "live", "pull", "flush", "changed", "wait_until",
-        # What an object keeps under names that are not the class's.
-        "_bridge", "_private", "_handle", "_waiting", "_parts", "_layers", "_unasked", "_sync_holders", "_sync_lock", "_mutex",
-        "_shared_of", "_shared_traits",
-        "_computed_begun", "_computed_dependents", "_computed_formulas", "_sharedwidgets_begun",
-        "_model_id", "_trait_values", "_trait_notifiers", "_trait_validators",
-    }
-)  # fmt: skip
-# Of a state; that of its reactions has a few characters more.
-LONGEST_NAME = 256 - len(REACTS)
-CLASS_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "state_name": (
-        lambda name: isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and not name.endswith(REACTS),
-        f"a text of 1 to {LONGEST_NAME} characters that does not end with {REACTS}",
-    ),
-    "delivery": (lambda mode: mode in ("main", "thread"), "'main' or 'thread'"),
-    "on_locked": (lambda how: how in ("raise", "wait"), "'raise' or 'wait'"),
-}
 # How long a constructor waits for its room before the object starts out private.
 CONSTRUCTOR_SECONDS = 3.0
 RETRY_SECONDS = 2.0
-
-
-class SharedStateMeta(type(AnyWidget)):  # type: ignore[misc]
-    """Checks and tags the traits of a class when it is made, its mixins' too."""
-
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
-        """Make the class, or raise `TypeError` with what to change."""
-        unknown = sorted(set(options) - set(CLASS_OPTIONS))
-        if unknown:
-            raise TypeError(f"class {name} has an unknown option {unknown[0]!r}; there are {', '.join(CLASS_OPTIONS)}")
-        for option, value in options.items():
-            takes, words = CLASS_OPTIONS[option]
-            if not takes(value):
-                raise TypeError(f"class {name}: the option {option} is {words}, not {value!r}")
-        base = next((item for item in bases if isinstance(item, SharedStateMeta)), None)
-        # anywidget makes a class per object to add its own traits: nothing in it is the user's.
-        if base is not None and "_anywidget_id" not in namespace:
-            for place, mixin in enumerate(bases):
-                if isinstance(mixin, SharedStateMeta):
-                    continue
-                own_of_widgets = AnyWidget.class_trait_names() if issubclass(mixin, AnyWidget) else ()
-                for trait_name, trait in _traits_of(mixin).items():
-                    if trait_name in own_of_widgets:
-                        continue
-                    if place < bases.index(base) or not hasattr(base, trait_name):
-                        namespace.setdefault(trait_name, copied(trait))
-            own = {key: item for key, item in namespace.items() if isinstance(item, t.TraitType)}
-            prepared(name, {key: own[key] for key in own.keys() - ANYWIDGET_TRAITS}, RESERVED | set(dir(SharedState)))
-            for trait in own.values():
-                computing.track(trait)
-            _keep_page_link(bases, namespace)
-            namespace["_options"] = {**getattr(base, "_options", {}), "state_name": name, **options}
-        return super().__new__(mcs, name, bases, namespace)
-
-    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> None:
-        super().__init__(name, bases, namespace)
-        if "_anywidget_id" not in namespace and any(isinstance(base, SharedStateMeta) for base in bases):
-            traits = cls.class_traits()
-            cls._computed_traits = {key: trait for key, trait in traits.items() if isinstance(trait, computing.Computed)}
-            computing.check(name, traits, traits.keys() - set(SharedState.class_trait_names()))
-            members = {key: getattr_static(cls, key) for key in dir(cls)}
-            cls._leading = reactions.checked(name, cls._options["state_name"], members, cls._shared_of_class())
-
-    def __call__(cls, *args: Any, **options: Any) -> Any:
-        """Make an object; its computed traits are told from the end of its construction on."""
-        with computing.apart() if computing.frames else nullcontext():
-            made = super().__call__(*args, **options)
-            computing.begin(made, anew=_has_own_init(cls))
-        return made
-
-    def _shared_of_class(cls) -> dict[str, t.TraitType[Any, Any]]:
-        own = {*AnyWidget.class_trait_names(), "_view_esm", "_link"}
-        found: dict[str, t.TraitType[Any, Any]] = cls.class_traits()
-        return {key: item for key, item in found.items() if key not in own and not is_private(item)}
 
 
 class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
@@ -786,7 +710,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         replaced = self._replaced(self._bridge.session, mine)
         if replaced:
             # Whoever made the object, or called this constructor from one of its own.
-            warnings.warn(replaced, stacklevel=3 if _has_own_init(type(self)) else 4)
+            warnings.warn(replaced, stacklevel=3 if has_own_init(type(self)) else 4)
 
     def _replaced(self, session: Session, mine: Mapping[str, Value]) -> str:
         """What to say of first values that the room's took the place of; empty when there is nothing to say."""
@@ -909,33 +833,6 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 f"for example x.{name} = {'{**x.' + name + ', ...}' if kind == 'dict' else '[*x.' + name + ', ...]'}",
                 stacklevel=3,
             )
-
-
-def _has_own_init(kind: type) -> bool:
-    return vars(SharedState)["__init__"] is not kind.__init__  # type: ignore[misc]
-
-
-def _traits_of(mixin: type) -> dict[str, t.TraitType[Any, Any]]:
-    """The traits of a class that is mixed in; of one that has none for traitlets, those that are computed."""
-    if issubclass(mixin, t.HasTraits):
-        found: dict[str, t.TraitType[Any, Any]] = mixin.class_traits()
-        return found
-    inherited = {name: item for kind in reversed(mixin.__mro__) for name, item in vars(kind).items()}
-    return {name: item for name, item in inherited.items() if isinstance(item, computing.Computed)}
-
-
-def _keep_page_link(bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
-    """Put the ``_esm`` of a class, or of a widget mixed in, beside the stub that links the page, not in its place."""
-    mixed_in = [
-        vars(item)["_esm"]
-        for base in bases
-        for item in base.__mro__
-        if "_esm" in vars(item) and not issubclass(item, SharedState)
-    ]
-    for view in [namespace.pop("_esm", None), *mixed_in]:
-        if view is not None:
-            namespace.update(_view_source=view, _esm=SharedState._esm)
-            return
 
 
 def _permitted(connection: Connection, wanted: list[tuple[str, Wanted]]) -> Iterator[tuple[str, Wanted]]:

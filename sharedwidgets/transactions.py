@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from sharedwidgets.connection import Listener, Session, Written
 from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Locked
+from sharedwidgets.links import Listener, Session, Written
 from sharedwidgets.turns import turns
 
 # The version of a value that is in no replica: whatever the replica holds is newer.

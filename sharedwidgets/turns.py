@@ -11,8 +11,8 @@ from sharedwidgets.core.protocol import LockName
 from sharedwidgets.errors import LockLost, LockTimeout
 
 if TYPE_CHECKING:
-    from sharedwidgets.connection import Session
     from sharedwidgets.core.claims import Tenure
+    from sharedwidgets.links import Session
 
 log = logging.getLogger("sharedwidgets")
 

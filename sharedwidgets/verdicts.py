@@ -16,7 +16,8 @@ from sharedwidgets.core.replica import Pending, Replica
 from sharedwidgets.errors import Closed, LinkTimeout, from_code
 
 if TYPE_CHECKING:
-    from sharedwidgets.connection import Connection, Session
+    from sharedwidgets.connection import Connection
+    from sharedwidgets.links import Session
 
 # How long an answer is waited for.
 ANSWER_SECONDS = 10.0
