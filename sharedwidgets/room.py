@@ -107,6 +107,10 @@ class Room(Mapping[str, "RoomState"]):
         with self._connection.lock:
             session.listeners.append(self._hear)
             session.linked.append(self)
+            ended = session.ended
+        if ended is not None:
+            # It was deleted since it was joined, and nobody says so once more.
+            self._ended = from_code(ended.code, ended.message, room=session.room)
 
     @property
     def token(self) -> str:
