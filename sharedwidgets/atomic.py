@@ -62,9 +62,8 @@ class AtomicOps:
     ) -> Any:
         """Add to a number; sums of all writers add up, none is lost.
 
-        Without bounds it shows at once and never waits. Where the class's validators make something else of the sum, that is
-        assigned, as it would be by an assignment, and is no sum any more. With `min` or `max` it waits for the server, and adds only when the sum
-        stays within them.
+        Without bounds it shows at once and never waits. With `min` or `max` it waits for the server, and adds only when the sum
+        stays within them. Where the class's validators make something else of the sum, that is assigned, as by an assignment.
 
         Parameters
         ----------
