@@ -14,6 +14,7 @@ import sharedwidgets.connection
 from sharedwidgets_server.testing import LiveServer
 from support.peers import Peer
 from support.servers import TIGHT, limits, peers
+from support.shops import Link, Shop
 
 _numbers = itertools.count(1)
 
@@ -51,6 +52,25 @@ def room() -> str:
 def token(request: pytest.FixtureRequest) -> str:
     """A room named after the test."""
     return re.sub(r"\W+", "-", request.node.name)
+
+
+@pytest.fixture
+def here(server: LiveServer, token: str) -> Link:
+    """Links an object to the room of the test."""
+    return lambda state: state.link_to(token, server=server.url, credential=server.credential)
+
+
+@pytest.fixture
+def one(here: Link) -> Shop:
+    """An object in the room of the test; a file that is about another class has its own."""
+    shop: Shop = here(Shop())
+    return shop
+
+
+@pytest.fixture
+def two(server: LiveServer, token: str) -> Shop:
+    """Another one there, by another connection."""
+    return Shop().link_to(token, server=server.url, credential=server.token)
 
 
 @pytest.fixture(autouse=True)

@@ -14,26 +14,12 @@ from typing import Any
 import pytest
 import traitlets as t
 
-from sharedwidgets import SharedState
+from sharedwidgets import SharedState, atomic
 from sharedwidgets.errors import LockTimeout
 from sharedwidgets_server.testing import LiveServer
 from support.scale import scaled
 from support.scripts import Heard, eventually, seq, settled
-
-
-class Shop(SharedState, delivery="thread"):
-    stock = t.Int(0)
-    sold = t.Int(0)
-    price = t.Float(0.0)
-    names = t.List()
-    prices = t.Dict()
-    till = t.Int(0).tag(shared=False)
-
-    @t.validate("sold")
-    def _even(self, proposal: Any) -> int:
-        if proposal.value % 2:
-            raise t.TraitError("sold in pairs")
-        return int(proposal.value)
+from support.shops import GROUPS, Link, Patient, Shop, beside, nothing_open
 
 
 class Slow(SharedState, delivery="thread"):
@@ -44,41 +30,6 @@ class Slow(SharedState, delivery="thread"):
     def _check(self, proposal: Any) -> int:
         type(self).meanwhile()
         return int(proposal.value)
-
-
-class Patient(SharedState, state_name="Shop", delivery="thread", on_locked="wait"):
-    stock = t.Int(0)
-    sold = t.Int(0)
-    price = t.Float(0.0)
-    names = t.List()
-    prices = t.Dict()
-    till = t.Int(0).tag(shared=False)
-
-
-Link = Callable[[SharedState], Any]
-GROUPS = ["transaction", "hold_trait_notifications", "hold_sync"]
-
-
-@pytest.fixture
-def here(server: LiveServer, token: str) -> Link:
-    return lambda state: state.link_to(token, server=server.url, credential=server.credential)
-
-
-@pytest.fixture
-def one(here: Link) -> Shop:
-    shop: Shop = here(Shop())
-    return shop
-
-
-@pytest.fixture
-def two(server: LiveServer, token: str) -> Shop:
-    return Shop().link_to(token, server=server.url, credential=server.token)
-
-
-def beside(work: Callable[[], object]) -> Any:
-    """Do it on a thread of its own, to its end."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result(20)
 
 
 # --- beside a transaction or hold of another thread
@@ -139,6 +90,27 @@ def test_a_sum_that_comes_while_validators_are_asked_is_not_set_back(here: Link,
     settled(state, two)
     assert two.room is not None
     assert (others, state.x, two.room["Slow"]["x"]) == ([], 2, 2)
+
+
+def test_a_sum_that_comes_between_the_reading_of_another_and_its_showing_is_in_it(
+    one: Shop, two: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plus, others = atomic.plus, [lambda: beside(lambda: one.increment("stock", 5))]
+    calls: list[float] = []
+
+    def slow(left: float, right: float) -> float:
+        calls.append(left)
+        # The first asks whether there is a sum; the second is of what is shown.
+        if len(calls) == 2 and others:
+            others.pop()()
+        return plus(left, right)
+
+    monkeypatch.setattr(atomic, "plus", slow)
+    with one.transaction():
+        one.increment("stock")
+        assert one.stock == 6
+    settled(one, two)
+    assert (others, one.stock, two.stock) == ([], 6, 6)
 
 
 def test_a_sum_beside_a_transaction_shows_at_once_and_is_told(one: Shop, two: Shop) -> None:
@@ -592,5 +564,4 @@ def test_g10_threads_of_two_clients_that_write_in_every_way_lose_nothing(
     assert held["left"] == held["right"]
     for state in (one, other, two):
         assert {name: getattr(state, name) for name in held} == held
-        bridge: Any = state._bridge
-        assert (state._parts, bridge._groups, bridge._holds, bridge._dirty, bridge.session.groups) == ({}, {}, 0, {}, {})
+    nothing_open(one, other, two)
