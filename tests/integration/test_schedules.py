@@ -737,8 +737,6 @@ def test_g10_threads_that_nest_and_lock_and_undo_leave_every_object_with_what_th
     one, other = here(Everything()), here(Everything())
     two = Everything().link_to(token, server=server.url, credential=server.token)
     states = (one, other, two)
-    for state in states:
-        state.observe(lambda change: None)
     walks = [Walk(state, f"{seed} {place}", locks) for place, state in enumerate([one, one, one, other, two, two])]
     with ThreadPoolExecutor(len(walks)) as pool:
         for done in [pool.submit(walk.go, 60 if locks else 200) for walk in walks]:
@@ -750,5 +748,6 @@ def test_g10_threads_that_nest_and_lock_and_undo_leave_every_object_with_what_th
     two.total, two.value, two.both, two.even = -1, -2, -3, -4
     two.items, two.by_key = ["y"], {"z": 1}
     held = agreed(*states)
-    for each in heard:
-        eventually(lambda each=each: all((name, new) in [(at, to) for at, _, to in each.steps] for name, new in held.items()))  # type: ignore[misc]
+    eventually(
+        lambda: all((name, new) in [(at, to) for at, _, to in each.steps] for each in heard for name, new in held.items())
+    )
