@@ -318,6 +318,10 @@ class Bridge:
         with self._lock:
             if self.owner._trait_values.get(trait) is raw:
                 self.owner._trait_values[trait] = old
+            # That may be what was there before another thread wrote.
+            self._shown[trait] = Shown(self._shown[trait].value, UNSEEN)
+            self._look_again(trait, "remote")
+        self.delivery.ring()
         with turns(self.session, [self.state]):
             return self._sent(trait, old, raw, before, value)
 
@@ -786,7 +790,7 @@ class Bridge:
             except SharedWidgetsError:
                 now = None
             with self._lock:
-                current = self._shown[trait] is held and not self._assigning
+                current = self._shown[trait] is held and not self._assigning and trait not in self._dirty
             if current and not same(now, held.value):
                 self._warned.add(trait)
                 found.append(trait)
