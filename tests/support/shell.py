@@ -302,7 +302,9 @@ class Shell:
         codes = [message.problem.code for message in said if isinstance(message, Failure)]
         held = self.keeper.held.get(word.lock)
         mine = held is not None and held[0] == word.owner
-        assert word.wait or mine != bool(codes), f"{word} is answered with {effects}"
+        # A word that comes once more before its boot has come back is answered as anybody's who is not in the room.
+        outside = codes == ["no-such-room"]
+        assert word.wait or outside or mine != bool(codes), f"{word} is answered with {effects}"
         assert "lock-timeout" not in codes or (held is not None and not word.wait), f"{word} is refused while {held}"
 
     def _lines(self, boot: str, item: object, effects: Sequence[Effect]) -> None:
