@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class Layer(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Layer(Generic[T]):
     """What one transaction wrote last; what was there before any is nobody's."""
 
     who: object | None

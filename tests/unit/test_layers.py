@@ -13,7 +13,7 @@ A, B, C = "ABC"
 
 
 def shown(layers: Layers[int], who: object) -> dict[str, tuple[Any, int]]:
-    return {name: tuple(layer) for name, layer in layers.undo(who).items()}
+    return {name: (layer.who, layer.value) for name, layer in layers.undo(who).items()}
 
 
 def test_undone_the_trait_shows_what_was_there() -> None:
