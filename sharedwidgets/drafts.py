@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from math import isfinite
 from typing import Protocol
 
 import msgspec
 
 from sharedwidgets.core import delta
 from sharedwidgets.core.protocol import Append, Inc, Op, Set
-from sharedwidgets.core.values import Value, plus, same
-from sharedwidgets.errors import InvalidValue
+from sharedwidgets.core.values import Value, added_up, same
 
 # The ops of an assignment to a trait of a state, of which its author saw one value and wants another.
 Assign = Callable[[str, str, Value, Value], list[Op]]
@@ -150,11 +147,9 @@ def _joined(earlier: tuple[Op, ...], later: Op) -> tuple[Op, ...]:
     *before, last = earlier
     match last, later:
         case Inc(), Inc() if last.path == later.path:
-            # The sum of two may be no number, where adding one after the other is.
-            with suppress(InvalidValue):
-                by = plus(last.by, later.by)
-                if isfinite(by):
-                    return (*before, msgspec.structs.replace(last, by=by))
+            by = added_up(last.by, later.by)
+            if by is not None:
+                return (*before, msgspec.structs.replace(last, by=by))
         case Append(), Append() if last.path == later.path:
             return (*before, msgspec.structs.replace(last, items=(*last.items, *later.items)))
         case _, Set() if last.path == later.path:

@@ -102,7 +102,8 @@ def transaction(
 def _check(parts: Sequence[Part]) -> None:
     """Ask the validators of all, also about what one of them writes to another trait or object."""
     for _ in range(_ROUNDS):
-        if not any(part.check() for part in parts):
+        # All of them in each round, however many there are.
+        if not sum(part.check() for part in parts):
             return
     raise RuntimeError(f"validators went on changing what others had checked, {_ROUNDS} times; let one of them decide")
 

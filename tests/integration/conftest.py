@@ -61,6 +61,12 @@ def here(server: LiveServer, token: str) -> Link:
 
 
 @pytest.fixture
+def there(server: LiveServer, token: str) -> Link:
+    """Links an object to that room by another connection, as another process would."""
+    return lambda state: state.link_to(token, server=server.url, credential=server.token)
+
+
+@pytest.fixture
 def one(here: Link) -> Shop:
     """An object in the room of the test; a file that is about another class has its own."""
     shop: Shop = here(Shop())
@@ -68,9 +74,10 @@ def one(here: Link) -> Shop:
 
 
 @pytest.fixture
-def two(server: LiveServer, token: str) -> Shop:
-    """Another one there, by another connection."""
-    return Shop().link_to(token, server=server.url, credential=server.token)
+def two(there: Link) -> Shop:
+    """Another one there."""
+    shop: Shop = there(Shop())
+    return shop
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -32,6 +32,7 @@ from sharedwidgets.errors import (
 from sharedwidgets_server.testing import LiveServer
 from support.rest import ask, room_url
 from support.scripts import Heard, eventually, seq, settled
+from support.shops import Link
 from support.stalling import Stalling
 
 
@@ -67,19 +68,6 @@ class Capped(SharedState, state_name="Level", delivery="thread"):
 class Notes(SharedState, delivery="thread"):
     text = t.Unicode("")
     lines = t.List()
-
-
-Link = Callable[[SharedState], Any]
-
-
-@pytest.fixture
-def here(server: LiveServer, token: str) -> Link:
-    return lambda state: state.link_to(token, server=server.url, credential=server.credential)
-
-
-@pytest.fixture
-def there(server: LiveServer, token: str) -> Link:
-    return lambda state: state.link_to(token, server=server.url, credential=server.token)
 
 
 @pytest.fixture

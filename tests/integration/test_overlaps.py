@@ -18,6 +18,7 @@ from sharedwidgets_server.testing import LiveServer
 from support.kernels import Kernel
 from support.rest import ask, room_url
 from support.scripts import Heard, eventually, seq, settled
+from support.shops import Link
 from support.stalling import Stalling
 
 
@@ -84,19 +85,6 @@ class Follower(SharedState, delivery="thread"):
         if proposal.value > 5:
             raise t.TraitError("too much")
         return int(proposal.value)
-
-
-Link = Callable[[SharedState], Any]
-
-
-@pytest.fixture
-def here(server: LiveServer, token: str) -> Link:
-    return lambda state: state.link_to(token, server=server.url, credential=server.credential)
-
-
-@pytest.fixture
-def there(server: LiveServer, token: str) -> Link:
-    return lambda state: state.link_to(token, server=server.url, credential=server.token)
 
 
 @pytest.fixture

@@ -346,6 +346,19 @@ def test_g10_what_another_object_showed_is_undone_with_it(one: Shop, here: Link,
     assert one.pull().stock == 2
 
 
+def test_a_transaction_of_the_room_takes_in_however_many_objects(one: Shop, here: Link, server: LiveServer, token: str) -> None:
+    """Each has validators to ask, and each of them once."""
+    others = [here(Shop()) for _ in range(120)]
+    before, room = seq(server, token), one.room
+    assert room is not None
+    with room.transaction():
+        for number, other in enumerate(others):
+            other.sold, other.till = 2 * number, number
+    one.flush()
+    assert ({other.sold for other in others}, seq(server, token)) == ({238}, before + 1)
+    assert [other.till for other in others] == [*range(120)]
+
+
 # --- sums that are no number together
 
 

@@ -278,8 +278,9 @@ class Shell:
         self.window = Window(batch, [(effect, conn) for conn, item in batch for effect in self._decide(conn, item)])
 
     def _decide(self, connection: Connection, item: object) -> Sequence[Effect]:
-        effects = self._answer(connection, item)
         boot, now = connection.client.boot, self.world.now.mono
+        inside = boot in self.room._attached
+        effects = self._answer(connection, item)
         fences = item.fences if isinstance(item, Push) else {}
         entries = [
             (effect.entry, fences if effect.boot == boot else {})
@@ -290,21 +291,23 @@ class Shell:
         if not isinstance(item, (Closed, CatchUp)):
             self.keeper.ended(now)
         if isinstance(item, Acquire):
-            self._check_taken(item, effects)
+            self._check_taken(item, effects, inside)
         if isinstance(item, Leave):
             holds = [owner for owner, *_ in self.keeper.held.values() if boot_of(owner) == boot]
             assert not holds, f"every claim ends: {boot} left, and {holds} hold locks"
         return effects
 
-    def _check_taken(self, word: Acquire, effects: Sequence[Effect]) -> None:
-        """Whoever does not wait has the lock now, or is told at once that it is taken; then somebody has it."""
+    def _check_taken(self, word: Acquire, effects: Sequence[Effect], inside: bool) -> None:
+        """Whoever does not wait has the lock now, or is told at once that it is taken; then somebody has it.
+
+        Who is not in the room is told that and nothing else, also of a claim that comes again before its boot has come back.
+        """
         said = [effect.message for effect in effects if isinstance(effect, Send)]
         codes = [message.problem.code for message in said if isinstance(message, Failure)]
         held = self.keeper.held.get(word.lock)
         mine = held is not None and held[0] == word.owner
-        # A word that comes once more before its boot has come back is answered as anybody's who is not in the room.
-        outside = codes == ["no-such-room"]
-        assert word.wait or outside or mine != bool(codes), f"{word} is answered with {effects}"
+        assert inside != (codes == ["no-such-room"]), f"{word} is answered with {effects}"
+        assert word.wait or not inside or mine != bool(codes), f"{word} is answered with {effects}"
         assert "lock-timeout" not in codes or (held is not None and not word.wait), f"{word} is refused while {held}"
 
     def _lines(self, boot: str, item: object, effects: Sequence[Effect]) -> None:
