@@ -545,6 +545,8 @@ class Bridge:
                 group.outer.wrote |= group.wrote
             elif not self._over:
                 late = {trait for trait, value in now.items() if not told and self._mixed(group, trait, value)}
+                for trait in late:
+                    self._leave_to_room(trait)
                 for trait in group.wrote - late:
                     self._keep(group, trait, version)
                 self._layers.keep(group)
@@ -557,13 +559,15 @@ class Bridge:
 
     def _mixed(self, group: Group, trait: str, value: Value) -> bool:
         """Whether what a group made a trait show is not what came of it, since others wrote too; keys of a dict are theirs."""
-        shown = self._shown[trait].value
-        if same(shown, value) or isinstance(value, dict) or not self._layers.shows(group, trait):
+        if isinstance(value, dict) or not self._layers.shows(group, trait):
             return False
+        return not same(self._shown[trait].value, value)
+
+    def _leave_to_room(self, trait: str) -> None:
+        """A trait shows what was there before, and next what the room holds: observers hear of no value that never was."""
         below = self._layers.below(trait)
         self._look(trait, Look(Shown(below.shown.value, UNSEEN), below.raw))
         self._dirty[trait] = _Mark("local", causes.depth())
-        return True
 
     def _keep(self, group: Group, trait: str, version: int) -> None:
         if not self._layers.shows(group, trait):

@@ -132,6 +132,8 @@ class Formula(ABC):
                     try:
                         self._tell_once(owner, now)
                     except Exception as error:
+                        if failed is not None:
+                            log.error("an observer of %s raised", self.label, exc_info=failed)
                         failed = error
             finally:
                 self._turn.release()

@@ -1248,3 +1248,28 @@ def told(code: str) -> str:
     answer = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
     return answer.stdout
+
+
+def test_of_two_errors_of_observers_one_is_raised_and_the_other_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Another thread changes the input meanwhile, and leaves the telling to the one that tells."""
+
+    class Doubled(SharedState):
+        a = t.Int(0)
+
+        @computed
+        def d(self) -> int:
+            return 2 * self.a
+
+    state = Doubled()
+
+    def raises(change: Any) -> None:
+        if change.new == 2:
+            other = threading.Thread(target=setattr, args=(state, "a", 2))
+            other.start()
+            other.join(10)
+        raise ValueError(change.new)
+
+    state.observe(raises, "d")
+    with pytest.raises(ValueError, match="4"):
+        state.a = 1
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["2"]
