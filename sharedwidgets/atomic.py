@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from traitlets import TraitError
 
+from sharedwidgets.answers import ANSWER_SECONDS
 from sharedwidgets.bridge import Bridge
 from sharedwidgets.core.protocol import Append, Inc, Set
 from sharedwidgets.core.values import normalise, plus, same
 from sharedwidgets.errors import InvalidValue, NoSuchTrait, OutcomeUnknown, OutOfBounds, ValueMismatch
-from sharedwidgets.verdicts import ANSWER_SECONDS
 
 if TYPE_CHECKING:
     from sharedwidgets.locks import LocalLock

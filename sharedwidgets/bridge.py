@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from sharedwidgets import causes, host, verdicts
+from sharedwidgets import answers, causes, host
 from sharedwidgets.causes import Cause
 from sharedwidgets.connection import Connection
 from sharedwidgets.core import delta
@@ -28,9 +28,9 @@ from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.drafts import Draft, Run
 from sharedwidgets.errors import InvalidValue, Locked, SharedWidgetsError
 from sharedwidgets.layers import Layers
-from sharedwidgets.links import Session, Written
+from sharedwidgets.links import Part, Session, Written
 from sharedwidgets.traits import SharedTrait, differ
-from sharedwidgets.transactions import UNSEEN, Part
+from sharedwidgets.transactions import UNSEEN
 from sharedwidgets.turns import turns, turns_async
 
 log = logging.getLogger("sharedwidgets")
@@ -172,6 +172,7 @@ class Bridge:
     def __init__(
         self,
         owner: Owner,
+        connection: Connection,
         session: Session,
         state: str,
         traits: Mapping[str, SharedTrait],
@@ -182,7 +183,7 @@ class Bridge:
         self.owner = owner
         self.waits = waits
         self.session = session
-        self.connection: Connection = session.connection
+        self.connection = connection
         self.state = state
         self.traits = traits
         self.delivery = Delivery(
@@ -322,7 +323,7 @@ class Bridge:
             self._shown[trait] = Shown(self._shown[trait].value, UNSEEN)
             self._look_again(trait, "remote")
         self.delivery.ring()
-        with turns(self.session, [self.state]):
+        with turns(self.connection, self.session, [self.state]):
             return self._sent(trait, old, raw, before, value)
 
     def _sent(self, trait: str, old: Any, raw: Any, before: Value, value: Value) -> Wrote:
@@ -423,7 +424,7 @@ class Bridge:
         except Locked:
             if not self.waits:
                 raise
-        with turns(self.session, [self.state]):
+        with turns(self.connection, self.session, [self.state]):
             return write()
 
     def ask(self, op: Op, timeout: float) -> int | float | None:
@@ -434,7 +435,7 @@ class Bridge:
         LinkTimeout, or what the server refused it with
         """
         try:
-            return self._in_turn(lambda: verdicts.ask(self.connection, self.session, [op], timeout))
+            return self._in_turn(lambda: answers.ask(self.connection, self.session, [op], timeout))
         finally:
             self._answered(op)
 
@@ -442,12 +443,12 @@ class Bridge:
         """`ask` that lets the caller's loop run meanwhile."""
         try:
             try:
-                return await verdicts.ask_async(self.connection, self.session, [op], timeout)
+                return await answers.ask_async(self.connection, self.session, [op], timeout)
             except Locked:
                 if not self.waits:
                     raise
-            async with turns_async(self.session, [self.state]):
-                return await verdicts.ask_async(self.connection, self.session, [op], timeout)
+            async with turns_async(self.connection, self.session, [self.state]):
+                return await answers.ask_async(self.connection, self.session, [op], timeout)
         finally:
             self._answered(op)
 

@@ -147,7 +147,7 @@ class Connection:
         with self.lock:
             session = self._sessions.get(room)
             if session is None:
-                session = self._sessions[room] = Session(self, room)
+                session = self._sessions[room] = Session(room)
             session.users += 1
             session.leaving = False
             return session

@@ -1,30 +1,23 @@
-"""The locks this process wants and holds over one connection: waiting for them, writing under them, keeping them alive.
+"""The locks this process wants and holds in one room: who has them, what is written under them, how they are kept alive.
 
-All state is guarded by the connection's lock. Waiting is done by threads and tasks of the user, never by the I/O thread.
+All state is guarded by the connection's lock.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
 
 from sharedwidgets import host
 from sharedwidgets.core.claims import Claims, Phase, Tenure, Words
 from sharedwidgets.core.protocol import LockName, Op, Problem
 from sharedwidgets.core.replica import News, Replica
 from sharedwidgets.errors import Locked, LockLost, LockTimeout, from_code
-
-if TYPE_CHECKING:
-    from sharedwidgets.connection import Connection
-    from sharedwidgets.links import Session
 
 log = logging.getLogger("sharedwidgets")
 
@@ -246,121 +239,3 @@ def _alive() -> Callable[[], bool]:
         return lambda: not task.done()
     thread = threading.current_thread()
     return thread.is_alive
-
-
-def acquire(
-    connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None, *, wait: bool = True
-) -> Tenure:
-    """Take a lock, waiting for its turn. What goes wrong, Ctrl-C included, leaves nothing held (H23).
-
-    Without `wait` the server refuses at once what another one holds, and only its answer is waited for.
-
-    Raises
-    ------
-    LockTimeout, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread, Closed, Forked
-    """
-    connection.check_may_wait()
-    tenure, future = claimed(connection, session, lock, lease, wait=wait)
-    try:
-        if future is not None:
-            _wait(future, timeout)
-        return settled(connection, session, tenure, timeout)
-    except BaseException:
-        abandon(connection, session, tenure)
-        raise
-
-
-async def acquire_async(
-    connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None, *, wait: bool = True
-) -> Tenure:
-    """`acquire` that lets the caller's loop run meanwhile."""
-    tenure, future = claimed(connection, session, lock, lease, wait=wait)
-    try:
-        if future is not None:
-            await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout)
-        return settled(connection, session, tenure, timeout)
-    except BaseException:
-        abandon(connection, session, tenure)
-        raise
-
-
-def claimed(
-    connection: Connection, session: Session, lock: LockName, lease: float | None, *, wait: bool = True
-) -> tuple[Tenure, Future[None] | None]:
-    """The claim of the thread or task that runs; without a future it holds the lock already."""
-    connection.check_usable()
-    with connection.lock:
-        if session.ended is not None:
-            raise from_code(session.ended.code, session.ended.message, room=session.room)
-        tenure = session.leases.again(lock)
-        if tenure is not None:
-            return tenure, None
-        seconds = connection.limits.lease_seconds if lease is None else lease
-        tenure = session.leases.want(lock, seconds, f"{host.kind()} {host.title()}", session.replica, wait=wait)
-        future = session.leases.when(tenure, ("held",))
-    connection.wake()
-    return tenure, future
-
-
-def settled(connection: Connection, session: Session, tenure: Tenure, timeout: float) -> Tenure:
-    """The tenure when it is held, or what it failed with."""
-    with connection.lock:
-        error = session.leases.outcome(tenure, session.replica, timeout)
-    if error is not None:
-        raise error
-    return tenure
-
-
-def abandon(connection: Connection, session: Session, tenure: Tenure) -> bool:
-    """Give back, or stop waiting, and do not wait for the server; whether it was the outermost hold."""
-    with connection.lock:
-        outermost = session.leases.leave(tenure)
-    connection.wake()
-    return outermost
-
-
-def release(connection: Connection, session: Session, tenure: Tenure, timeout: float) -> None:
-    """Give a lock back behind what was written under it; returns when it is free.
-
-    Raises
-    ------
-    LockLost
-        It was lost before.
-    LockTimeout
-        The server did not say so in time; the lock ends with its lease.
-    """
-    if not abandon(connection, session, tenure):
-        return
-    with connection.lock:
-        future = session.leases.when(tenure, ("over",))
-    _wait(future, timeout)
-    given_back(session, tenure, timeout)
-
-
-async def release_async(connection: Connection, session: Session, tenure: Tenure, timeout: float) -> None:
-    """`release` that lets the caller's loop run meanwhile."""
-    if not abandon(connection, session, tenure):
-        return
-    with connection.lock:
-        future = session.leases.when(tenure, ("over",))
-    await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout)
-    given_back(session, tenure, timeout)
-
-
-def given_back(session: Session, tenure: Tenure, timeout: float) -> None:
-    """Raise unless the lock was given back."""
-    if tenure.phase != "over":
-        raise LockTimeout(
-            f"the server did not confirm within {timeout:g} s that {tenure.lock.name!r} is free; its lease ends it",
-            room=session.room,
-        )
-    if tenure.lost:
-        raise session.leases.lost(tenure)
-
-
-def _wait(future: Future[None], timeout: float) -> None:
-    """Wait so long; whoever asked looks what has become of it."""
-    try:
-        future.result(timeout)
-    except (TimeoutError, FutureTimeout):
-        return

@@ -6,16 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from sharedwidgets.core.protocol import Join, Problem, TraitSchema
 from sharedwidgets.core.replica import News, Replica
 from sharedwidgets.core.values import Value
-
-if TYPE_CHECKING:
-    from sharedwidgets.connection import Connection
-    from sharedwidgets.drafts import Draft
-    from sharedwidgets.transactions import Part
+from sharedwidgets.drafts import Draft
 
 # Notes the news of a session, on whichever thread brings them. What it returns, its author runs when the write is done.
 Listener: TypeAlias = Callable[[News], Callable[[], None] | None]
@@ -34,6 +30,38 @@ class Wanted:
 
     schema: dict[str, TraitSchema]
     values: dict[str, Value] = field(default_factory=dict)
+
+
+class Part(Protocol):
+    """What one object does in a transaction of one room."""
+
+    @property
+    def waits(self) -> str:
+        """The state whose turn a write waits for, when somebody else holds its lock; empty when it does not wait."""
+
+    def begin(self) -> None:
+        """Keep back what this thread or task writes from here on, and tell nobody of it.
+
+        Where it raises, it is undone and ended all the same.
+        """
+
+    def check(self) -> bool:
+        """Check what was written and not checked yet; whether there was any."""
+
+    def keep(self, version: int) -> None:
+        """It is in the replica, which has this version."""
+
+    def undo(self) -> None:
+        """Nothing was written: everything is as it was."""
+
+    def park(self) -> None:
+        """Show what there is without these writes, while they wait for their turn."""
+
+    def end(self) -> None:
+        """Keep nothing back any more."""
+
+    def tell(self) -> None:
+        """Tell observers what changed."""
 
 
 class Linked(Protocol):
@@ -55,12 +83,11 @@ class Session:
     All fields are guarded by the connection's lock.
     """
 
-    def __init__(self, connection: Connection, room: str) -> None:
+    def __init__(self, room: str) -> None:
         # Loaded by who links: importing this library is to cost little.
         from sharedwidgets.leases import Leases
         from sharedwidgets.verdicts import Verdicts
 
-        self.connection = connection
         self.room = room
         self.replica = Replica(room)
         self.leases = Leases(room)

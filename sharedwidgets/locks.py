@@ -10,13 +10,14 @@ from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from sharedwidgets import host, leases
+from sharedwidgets import answers, host, leases
 from sharedwidgets.core.claims import Tenure
 from sharedwidgets.core.protocol import LockName, Member, shown
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.errors import LockLost, LockOrder, LockTimeout
 
 if TYPE_CHECKING:
+    from sharedwidgets.connection import Connection
     from sharedwidgets.links import Session
 
 # How long a lock waits for its turn, for the server's word whether it is free, and for its word that it is free again.
@@ -59,6 +60,7 @@ class Lock:
 
     def __init__(
         self,
+        connection: Connection,
         session: Session,
         name: LockName,
         *,
@@ -69,7 +71,7 @@ class Lock:
         if lease is not None and not 0 < lease <= 86400:
             raise ValueError(f"a lease has more than 0 and at most 86400 seconds, not {lease}")
         self._session = session
-        self._connection = session.connection
+        self._connection = connection
         self._name = name
         self._timeout = timeout
         self._lease = lease
@@ -145,7 +147,7 @@ class Lock:
 
     def _acquire(self, seconds: float, *, wait: bool) -> None:
         self._check_order()
-        self._tenure = leases.acquire(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
+        self._tenure = answers.acquire(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
         try:
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
@@ -154,7 +156,7 @@ class Lock:
                 time.sleep(_LOOK_SECONDS)
             self._note()
         except BaseException:
-            leases.abandon(self._connection, self._session, self._tenure)
+            answers.abandon(self._connection, self._session, self._tenure)
             raise
 
     def try_acquire(self) -> bool:
@@ -186,7 +188,7 @@ class Lock:
         LockTimeout
             The server did not confirm it.
         """
-        leases.release(self._connection, self._session, self._given(), RELEASE_SECONDS)
+        answers.release(self._connection, self._session, self._given(), RELEASE_SECONDS)
 
     def __enter__(self) -> Lock:
         return self.acquire()
@@ -214,7 +216,7 @@ class Lock:
 
     async def _acquire_async(self, seconds: float, *, wait: bool) -> None:
         self._check_order()
-        self._tenure = await leases.acquire_async(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
+        self._tenure = await answers.acquire_async(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
         try:
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
@@ -223,12 +225,12 @@ class Lock:
                 await asyncio.sleep(_LOOK_SECONDS)
             self._note()
         except BaseException:
-            leases.abandon(self._connection, self._session, self._tenure)
+            answers.abandon(self._connection, self._session, self._tenure)
             raise
 
     async def release_async(self) -> None:
         """`release` that lets the loop run meanwhile."""
-        await leases.release_async(self._connection, self._session, self._given(), RELEASE_SECONDS)
+        await answers.release_async(self._connection, self._session, self._given(), RELEASE_SECONDS)
 
     async def __aenter__(self) -> Lock:
         return await self.acquire_async()
@@ -243,7 +245,7 @@ class Lock:
 
     def _drop(self) -> None:
         """Give it back without waiting for the server: whoever is interrupted or cancelled is not held up (H23)."""
-        leases.abandon(self._connection, self._session, self._given())
+        answers.abandon(self._connection, self._session, self._given())
 
     # --- order
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from sharedwidgets import causes, discovery, host, verdicts
+from sharedwidgets import answers, causes, discovery, host
+from sharedwidgets.answers import ANSWER_SECONDS
 from sharedwidgets.causes import Cause
 from sharedwidgets.connection import Connection, LinkState, shared
 from sharedwidgets.core import delta
@@ -24,9 +25,8 @@ from sharedwidgets.core.values import Value, normalise, text
 from sharedwidgets.delivery import Delivery, Mode
 from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Closed, InvalidValue, NoSuchState, SharedWidgetsError, ValueMismatch, from_code
-from sharedwidgets.links import Session, Wanted
-from sharedwidgets.transactions import Part, nowhere, transaction, writer
-from sharedwidgets.verdicts import ANSWER_SECONDS
+from sharedwidgets.links import Part, Session, Wanted
+from sharedwidgets.transactions import nowhere, transaction, writer
 
 if TYPE_CHECKING:
     from sharedwidgets.locks import Lock
@@ -74,7 +74,7 @@ def connect(
     except BaseException:
         connection.close_session(session)
         raise
-    return Room(session, delivery)
+    return Room(connection, session, delivery)
 
 
 class Room(Mapping[str, "RoomState"]):
@@ -88,9 +88,9 @@ class Room(Mapping[str, "RoomState"]):
         Where callbacks run.
     """
 
-    def __init__(self, session: Session, delivery: Mode = "main") -> None:
+    def __init__(self, connection: Connection, session: Session, delivery: Mode = "main") -> None:
         self._session = session
-        self._connection: Connection = session.connection
+        self._connection = connection
         self._lock = threading.Lock()
         self._changes: dict[tuple[str, str], Change] = {}
         self._events: list[tuple[_Callbacks, object]] = []
@@ -198,7 +198,7 @@ class Room(Mapping[str, "RoomState"]):
         draft = Draft() if outer is None else outer
         others = [item.part(draft) for item in [*session.linked] if not isinstance(item, Room)]
         parts = [_RoomPart(self, draft), *others]
-        with transaction(parts, nowhere if outer is not None else writer(session, draft, parts, self._hear)):
+        with transaction(parts, nowhere if outer is not None else writer(self._connection, session, draft, parts, self._hear)):
             yield
 
     # --- what a transaction and a lock of this process ask of it
@@ -231,7 +231,8 @@ class Room(Mapping[str, "RoomState"]):
         # Loaded by who locks: importing this library is to cost little.
         from sharedwidgets.locks import Lock
 
-        return Lock(self._session, LockName(kind="named", name=name), timeout=timeout, lease=lease, mode=self._mode)
+        asked = LockName(kind="named", name=name)
+        return Lock(self._connection, self._session, asked, timeout=timeout, lease=lease, mode=self._mode)
 
     def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
         """Call back for each trait that changed, own writes apart; the newest value counts, some in between may be skipped.
@@ -326,11 +327,11 @@ class Room(Mapping[str, "RoomState"]):
 
     def _ask(self, op: Op, timeout: float) -> int | float | None:
         self._check_may_ask()
-        return verdicts.ask(self._connection, self._session, [op], timeout)
+        return answers.ask(self._connection, self._session, [op], timeout)
 
     async def _ask_async(self, op: Op, timeout: float) -> int | float | None:
         self._check_may_ask()
-        return await verdicts.ask_async(self._connection, self._session, [op], timeout)
+        return await answers.ask_async(self._connection, self._session, [op], timeout)
 
     def _check_may_ask(self) -> None:
         self._check_open()

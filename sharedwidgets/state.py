@@ -30,12 +30,12 @@ from sharedwidgets.delivery import Mode
 from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Forbidden, InvalidValue, LinkTimeout, ServerNotFound, SharedWidgetsError
 from sharedwidgets.layers import Layers
-from sharedwidgets.links import Session, Wanted
+from sharedwidgets.links import Part, Session, Wanted
 from sharedwidgets.parts import StatePart, SyncPart
 from sharedwidgets.reactions import Reaction
 from sharedwidgets.room import Room
 from sharedwidgets.traits import ANYWIDGET_TRAITS, SharedTrait, differ, is_private, prepared, shared_trait
-from sharedwidgets.transactions import Part, nowhere, transaction, writer
+from sharedwidgets.transactions import nowhere, transaction, writer
 
 if TYPE_CHECKING:
     from sharedwidgets.locks import LocalLock, Lock
@@ -151,7 +151,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             for state, how in wanted:
                 with joined(state) as first:
                     connection.join(session, state, how, timeout if first else max(0.0, until - time.monotonic()))
-        self._adopt(session).show_all("resync", now=True)
+        self._adopt(connection, session).show_all("resync", now=True)
         return self
 
     async def link_to_async(
@@ -165,7 +165,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 with joined(state) as first:
                     left = timeout if first else max(0.0, until - time.monotonic())
                     await connection.join_async(session, state, how, left)
-        self._adopt(session).show_all("resync", now=True)
+        self._adopt(connection, session).show_all("resync", now=True)
         return self
 
     def unlink(self, *, flush: bool = False, timeout: float = 10.0) -> None:
@@ -214,7 +214,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         if bridge is None:
             return None
         if self._handle is None:
-            self._handle = Room(bridge.connection.open(bridge.session.room), self._mode())
+            self._handle = Room(bridge.connection, bridge.connection.open(bridge.session.room), self._mode())
         return self._handle
 
     # --- locks
@@ -246,7 +246,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         if bridge is None:
             return self._local_lock(timeout)
         name = LockName(kind="state", name=bridge.state)
-        return Lock(bridge.session, name, timeout=timeout, lease=lease, mode=self._mode())
+        return Lock(bridge.connection, bridge.session, name, timeout=timeout, lease=lease, mode=self._mode())
 
     def _local_lock(self, timeout: float) -> LocalLock:
         from sharedwidgets.locks import LocalLock, Mutex
@@ -284,7 +284,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         bridge = self._bridge
         draft = (None if bridge is None else bridge.draft()) or Draft()
         part = kind(self, draft)
-        write = nowhere if bridge is None else writer(bridge.session, draft, [part], bridge.hear)
+        write = nowhere if bridge is None else writer(bridge.connection, bridge.session, draft, [part], bridge.hear)
         return transaction([part], lambda: nowhere() if part.inside else write(), undone_by)
 
     def _part(self, draft: Draft) -> Part:
@@ -626,14 +626,14 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 connection.unlink(session, state)
             raise
 
-    def _adopt(self, session: Session, context: contextvars.Context | None = None) -> Bridge:
+    def _adopt(self, connection: Connection, session: Session, context: contextvars.Context | None = None) -> Bridge:
         """The room has the state: from now on this object is linked to it. The values of before the first link are kept."""
         waits = self._options.get("on_locked") == "wait"
-        bridge = Bridge(self, session, self._state_name(), self._shared(), self._mode(), context, waits)
+        bridge = Bridge(self, connection, session, self._state_name(), self._shared(), self._mode(), context, waits)
         try:
             private = {name: getattr(self, name) for name in self._shared()} if self._bridge is None else self._private
             bridge.begin()
-            with session.connection.lock:
+            with connection.lock:
                 states = {*session.states}
             able = {name: item for name, item in self._leading.items() if reactions.beside(bridge.state, name) in states}
             if able:
@@ -707,21 +707,21 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             waiter.start()
             return
         assert self._bridge is not None
-        replaced = self._replaced(self._bridge.session, mine)
+        replaced = self._replaced(self._bridge, mine)
         if replaced:
             # Whoever made the object, or called this constructor from one of its own.
             warnings.warn(replaced, stacklevel=3 if has_own_init(type(self)) else 4)
 
-    def _replaced(self, session: Session, mine: Mapping[str, Value]) -> str:
+    def _replaced(self, bridge: Bridge, mine: Mapping[str, Value]) -> str:
         """What to say of first values that the room's took the place of; empty when there is nothing to say."""
-        with session.connection.lock:
-            held = session.replica.view(self._state_name())
+        with bridge.connection.lock:
+            held = bridge.session.replica.view(bridge.state)
         names = sorted(name for name, value in mine.items() if name not in held or not same(held[name], value))
         if not names:
             return ""
         return (
-            f"{self._class_name()}(room={session.room!r}): the room's values replaced {', '.join(names)}; assign after linking "
-            "to change the room"
+            f"{self._class_name()}(room={bridge.session.room!r}): the room's values replaced {', '.join(names)}; assign after "
+            "linking to change the room"
         )
 
     def _stop_waiting(self) -> None:
@@ -892,7 +892,7 @@ class _Late:
                         connection.join(session, name, how, RETRY_SECONDS)
                 if stop.is_set():
                     raise _Unwanted
-            bridge = state._adopt(session, self.context)
+            bridge = state._adopt(connection, session, self.context)
         except (ServerNotFound, LinkTimeout):
             return False
         except _Unwanted:
@@ -901,7 +901,7 @@ class _Late:
             log.warning("%s stays private: %s", state._class_name(), error)
             state._say_link(offline=str(error))
             return True
-        replaced = state._replaced(session, self.given)
+        replaced = state._replaced(bridge, self.given)
         if replaced:
             log.warning("%s", replaced)
         bridge.show_all("resync", now=False)

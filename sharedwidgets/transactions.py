@@ -4,49 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
 
+from sharedwidgets.connection import Connection
 from sharedwidgets.drafts import Draft
 from sharedwidgets.errors import Locked
-from sharedwidgets.links import Listener, Session, Written
+from sharedwidgets.links import Listener, Part, Session, Written
 from sharedwidgets.turns import turns
 
 # The version of a value that is in no replica: whatever the replica holds is newer.
 UNSEEN = -1
 # Validators that write to each other's traits come to an end, or never.
 _ROUNDS = 100
-
-
-class Part(Protocol):
-    """What one object does in a transaction of one room."""
-
-    @property
-    def waits(self) -> str:
-        """The state whose turn a write waits for, when somebody else holds its lock; empty when it does not wait."""
-
-    def begin(self) -> None:
-        """Keep back what this thread or task writes from here on, and tell nobody of it.
-
-        Where it raises, it is undone and ended all the same.
-        """
-
-    def check(self) -> bool:
-        """Check what was written and not checked yet; whether there was any."""
-
-    def keep(self, version: int) -> None:
-        """It is in the replica, which has this version."""
-
-    def undo(self) -> None:
-        """Nothing was written: everything is as it was."""
-
-    def park(self) -> None:
-        """Show what there is without these writes, while they wait for their turn."""
-
-    def end(self) -> None:
-        """Keep nothing back any more."""
-
-    def tell(self) -> None:
-        """Tell observers what changed."""
 
 
 @contextmanager
@@ -113,12 +81,13 @@ def nowhere() -> Written:
     return Written(UNSEEN, [])
 
 
-def writer(session: Session, draft: Draft, parts: Sequence[Part], author: Listener) -> Callable[[], Written]:
+def writer(
+    connection: Connection, session: Session, draft: Draft, parts: Sequence[Part], author: Listener
+) -> Callable[[], Written]:
     """Writes a draft to a room for these parts, and takes turns for those that wait. The author hears nothing of it.
 
     Of several parts each hears of all, since one may show what another wrote.
     """
-    connection = session.connection
 
     def write() -> Written:
         with connection.lock:
@@ -134,7 +103,7 @@ def writer(session: Session, draft: Draft, parts: Sequence[Part], author: Listen
         # Whoever has the lock, or is before these in the queue, may be another thread that uses the same objects.
         for part in parts:
             part.park()
-        with turns(session, waits):
+        with turns(connection, session, waits):
             return connection.write(session, ops, group=True, authors=[author])
 
     return write

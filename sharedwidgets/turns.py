@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
+from sharedwidgets import answers
 from sharedwidgets.core.protocol import LockName
 from sharedwidgets.errors import LockLost, LockTimeout
 
 if TYPE_CHECKING:
+    from sharedwidgets.connection import Connection
     from sharedwidgets.core.claims import Tenure
     from sharedwidgets.links import Session
 
@@ -21,44 +23,37 @@ TURN_SECONDS = 5.0
 
 
 @contextmanager
-def turns(session: Session, states: Collection[str]) -> Iterator[None]:
+def turns(connection: Connection, session: Session, states: Collection[str]) -> Iterator[None]:
     """Hold the locks of these states, taken in their order.
 
     Raises
     ------
     LockTimeout
     """
-    # Loaded by who locks: importing this library is to cost little.
-    from sharedwidgets import leases
-
-    connection = session.connection
 
     def give_back(tenure: Tenure) -> None:
         with _written():
-            leases.release(connection, session, tenure, TURN_SECONDS)
+            answers.release(connection, session, tenure, TURN_SECONDS)
 
     with ExitStack() as held:
         for state in sorted(states):
             name = LockName(kind="state", name=state)
-            held.callback(give_back, leases.acquire(connection, session, name, TURN_SECONDS, None))
+            held.callback(give_back, answers.acquire(connection, session, name, TURN_SECONDS, None))
         yield
 
 
 @asynccontextmanager
-async def turns_async(session: Session, states: Collection[str]) -> AsyncIterator[None]:
+async def turns_async(connection: Connection, session: Session, states: Collection[str]) -> AsyncIterator[None]:
     """`turns` that lets the caller's loop run meanwhile."""
-    from sharedwidgets import leases
-
-    connection = session.connection
 
     async def give_back(tenure: Tenure) -> None:
         with _written():
-            await leases.release_async(connection, session, tenure, TURN_SECONDS)
+            await answers.release_async(connection, session, tenure, TURN_SECONDS)
 
     async with AsyncExitStack() as held:
         for state in sorted(states):
             name = LockName(kind="state", name=state)
-            held.push_async_callback(give_back, await leases.acquire_async(connection, session, name, TURN_SECONDS, None))
+            held.push_async_callback(give_back, await answers.acquire_async(connection, session, name, TURN_SECONDS, None))
         yield
 
 

@@ -243,8 +243,9 @@ def test_the_very_same_lock_is_taken_again(one: Counter, two: Counter) -> None:
 
 def test_g6_what_came_with_the_grant_itself_is_shown(one: Counter, two: Counter) -> None:
     """The replica has it, and nobody has told the object yet that there is something new."""
-    session = one._bridge.session  # type: ignore[union-attr]
-    with session.connection.lock:
+    assert one._bridge is not None
+    session = one._bridge.session
+    with one._bridge.connection.lock:
         session.listeners.clear()
     two.count = 7
     two.flush()

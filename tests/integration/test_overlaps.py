@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import traitlets as t
 
-from sharedwidgets import SharedState, host, leases
+from sharedwidgets import SharedState, answers, host
 from sharedwidgets.errors import Closed, Locked, LockLost, LockTimeout, SharedWidgetsError
 from sharedwidgets_server.testing import LiveServer
 from support.kernels import Kernel
@@ -266,7 +266,7 @@ def test_what_another_wrote_later_shows_in_the_object(server: LiveServer, token:
 @pytest.fixture
 def patient(server: LiveServer, token: str, two: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Patient, Stalling]]:
     """A class that waits; its way to the server is shut in the moment it gives its turn back."""
-    real = leases.release
+    real = answers.release
     with Stalling(server.port) as way:
         made = Patient().link_to(token, server=way.url, credential=server.credential)
         assert made._bridge is not None
@@ -278,7 +278,7 @@ def patient(server: LiveServer, token: str, two: Shop, monkeypatch: pytest.Monke
                 timeout = 0.3
             real(asked, session, tenure, timeout)
 
-        monkeypatch.setattr(leases, "release", release)
+        monkeypatch.setattr(answers, "release", release)
         yield made, way
 
 
@@ -537,11 +537,11 @@ def test_a_read_only_trait_may_be_set_in_a_transaction(here: Link) -> None:
 def test_closed_inside_its_transaction_is_not_silent(one: Shop, two: Shop) -> None:
     """What was assigned went into a session that nobody sends."""
     assert one._bridge is not None
-    session = one._bridge.session
+    connection, session = one._bridge.connection, one._bridge.session
     with pytest.raises(Closed, match="nothing was written"), one.transaction():
         one.stock = 1
         one.close()
-        eventually(lambda: session not in session.connection._sessions.values())
+        eventually(lambda: session not in connection._sessions.values())
     assert two.pull().stock == 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import traitlets as t
 
-from sharedwidgets import SharedState, leases
+from sharedwidgets import SharedState, answers
 from sharedwidgets.errors import InvalidValue, Locked, LockLost, LockTimeout, NoSuchTrait
 from sharedwidgets_server.testing import LiveServer
 from support.scale import scaled
@@ -270,7 +270,7 @@ def test_generators_whose_transactions_end_in_the_order_of_beginning_leave_nothi
 def test_an_interrupt_while_a_turn_is_given_back_takes_back_nothing_that_is_written(
     here: Link, two: Shop, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    state, release, locked = here(Patient()), leases.release, Gate()
+    state, release, locked = here(Patient()), answers.release, Gate()
 
     def interrupted(connection: Any, *args: Any) -> None:
         release(connection, *args)
@@ -286,7 +286,7 @@ def test_an_interrupt_while_a_turn_is_given_back_takes_back_nothing_that_is_writ
         holder = pool.submit(hold)
         assert locked.reached()
         eventually(lambda: state.locked_by is not None)
-        patch.setattr(leases, "release", interrupted)
+        patch.setattr(answers, "release", interrupted)
         locked.open()
         with pytest.raises(KeyboardInterrupt):
             if how == "increment":
