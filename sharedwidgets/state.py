@@ -204,7 +204,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             return ()
         with bridge.connection.lock:
             members = bridge.session.replica.members.values()
-            linked = [shown(member) for member in members if bridge.state in member.states or member.kind == "frontend"]
+            linked = [shown(member) for member in members if bridge.state in member.states]
         return tuple(sorted(linked, key=lambda member: (member.since, member.id)))
 
     @property

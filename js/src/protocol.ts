@@ -42,6 +42,7 @@ export interface Limits {
   readonly heartbeat_seconds: number;
   readonly dead_seconds: number;
   readonly away_seconds: number;
+  readonly page_away_seconds: number;
   readonly unsent_pushes: number;
   readonly in_flight_pushes: number;
   readonly tail_entries: number;
@@ -504,6 +505,7 @@ const limits = record<Limits>({
   heartbeat_seconds: or(real, 10),
   dead_seconds: or(real, 25),
   away_seconds: or(real, 10),
+  page_away_seconds: or(real, 60),
   unsent_pushes: or(int, 10_000),
   in_flight_pushes: or(int, 64),
   tail_entries: or(int, 10_000),

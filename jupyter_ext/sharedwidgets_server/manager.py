@@ -127,6 +127,8 @@ class _FromClient:
 @dataclass(frozen=True)
 class _Disconnected:
     boot: str
+    # When it went, by the manager's clock, if that was noticed later.
+    since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -338,11 +340,11 @@ class RoomManager:
                 raise AssertionError(f"{type(message).__name__} is answered at the door")
         await connection.outbox.room_made()
 
-    def closed(self, connection: Connection) -> None:
-        """The socket is gone."""
+    def closed(self, connection: Connection, since: float | None = None) -> None:
+        """The socket is gone, or counts as gone since a time by `clock`."""
         boot = connection.author.boot
         rooms = self.registry.drop(boot, connection.generation)
-        self._tell(rooms, _Disconnected(boot))
+        self._tell(rooms, _Disconnected(boot, since))
         if rooms and connection.process is not None:
             watch = asyncio.get_running_loop().create_task(self._watch(connection.author, connection.process, rooms))
             self._watches.add(watch)
@@ -500,7 +502,10 @@ class RoomManager:
 
     async def _keep_time(self) -> None:
         while True:
-            pause = min(1.0, self.limits.away_seconds / 4, self.limits.heartbeat_seconds / 4)
+            now = self.clock()
+            due = [queue.deadline - now for queue in self._queues.values() if queue.deadline is not None]
+            rest = [1.0, self.limits.away_seconds / 4, self.limits.heartbeat_seconds / 4]
+            pause = min([*rest, *(seconds for seconds in due if seconds > 0)])
             began = time.monotonic()
             await asyncio.sleep(pause)
             late = time.monotonic() - began - pause
@@ -536,8 +541,8 @@ class RoomManager:
         if silent > self.limits.dead_seconds:
             connection.outbox.control(Bye(problem=problem(Silent(f"nothing was heard for {silent:.0f} s"))))
             connection.close()
-            # Its socket may take long to notice; its member is away from now on.
-            self.closed(connection)
+            # Its socket may take long to notice. How late this look came is not added to the time its member may be away.
+            self.closed(connection, connection.heard + self.limits.dead_seconds)
         elif silent > self.limits.heartbeat_seconds and now - connection.pinged > self.limits.heartbeat_seconds:
             connection.pinged = now
             connection.outbox.control(Ping(id=0))
@@ -552,7 +557,8 @@ class RoomQueue:
         self._inputs: deque[_Input] = deque()
         self._wake = asyncio.Event()
         self._short = asyncio.Event()
-        self._deadline: float | None = None
+        # When something is due by itself.
+        self.deadline: float | None = None
         self._failures = 0
         self._run = _Run()
         self._readers: dict[str, Audience] = {}
@@ -579,7 +585,7 @@ class RoomQueue:
 
     def look_at_clock(self, now: float) -> None:
         """Wake the task when something is due."""
-        if self._deadline is not None and self._deadline <= now:
+        if self.deadline is not None and self.deadline <= now:
             self._wake.set()
 
     def stop(self, why: SharedWidgetsError) -> None:
@@ -643,7 +649,7 @@ class RoomQueue:
                 elif last is not None:
                     room = await self._without(room, last)
                 self._window = []
-                self._deadline = room.next_deadline()
+                self.deadline = room.next_deadline()
                 # Whoever woke in this turn of the loop goes into the next window.
                 await asyncio.sleep(0)
             self._short.set()
@@ -651,7 +657,7 @@ class RoomQueue:
                 self._manager.emptied(self.token, worthless=room.seq == 0)
 
     def _due(self) -> bool:
-        return self._deadline is not None and self._deadline <= self._manager.clock()
+        return self.deadline is not None and self.deadline <= self._manager.clock()
 
     def _decide(
         self, room: Room, item: _FromClient | _Disconnected | _Process | _Elsewhere | _CatchUp | _Asked
@@ -661,7 +667,7 @@ class RoomQueue:
             case _FromClient():
                 return room.receive(item.author, item.message, now)
             case _Disconnected():
-                effects = room.disconnect(item.boot, now)
+                effects = room.disconnect(item.boot, now, item.since)
                 if not effects:
                     self._speaks.pop(item.boot, None)
                 return effects

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import psutil
 from jupyter_core.utils import ensure_async
 
 
@@ -17,8 +18,52 @@ class Kernels(Protocol):
         """The manager of one; `KeyError` when there is none."""
 
 
-class Process:
-    """The process a kernel had when it said hello; one started later under the same kernel id is another (H25).
+class Process(Protocol):
+    """The process that said hello for a kernel; one started later under the same kernel id is another (H25)."""
+
+    async def alive(self) -> bool:
+        """Whether it still runs."""
+
+
+class Started:
+    """The process the server started on this machine.
+
+    Parameters
+    ----------
+    handle : Popen-like
+        The process itself.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._handle.poll() is None
+
+
+class Descendant:
+    """One that the started process has started itself: a kernel behind a shell script, or a child of the kernel.
+
+    Parameters
+    ----------
+    process : psutil.Process
+        It; a later one with the same number is not meant.
+    """
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+
+    async def alive(self) -> bool:
+        """Whether it still runs."""
+        try:
+            return bool(self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Elsewhere:
+    """One on another machine: what its manager says, until the kernel is started anew, by another provisioner.
 
     Parameters
     ----------
@@ -26,28 +71,24 @@ class Process:
         The server's kernel manager.
     kernel_id : str
         A kernel of this server.
-    handle : Popen-like or None
-        The process itself, where the server started it on this machine.
     """
 
-    def __init__(self, kernels: Kernels, kernel_id: str, handle: Any) -> None:
+    def __init__(self, kernels: Kernels, kernel_id: str) -> None:
         self._kernels = kernels
         self._kernel_id = kernel_id
-        self._handle = handle
+        self._provisioner = getattr(kernels.get_kernel(kernel_id), "provisioner", None)
 
     async def alive(self) -> bool:
         """Whether it still runs."""
-        if self._handle is not None:
-            return self._handle.poll() is None
         try:
             kernel = self._kernels.get_kernel(self._kernel_id)
         except KeyError:
             return False
-        return bool(await ensure_async(kernel.is_alive()))
+        return kernel.provisioner is self._provisioner and bool(await ensure_async(kernel.is_alive()))
 
 
 def process_of(kernels: Kernels, kernel_id: str | None, pid: int) -> Process | None:
-    """The process of a kernel that says it has this process id; None when the claim is another's, as a forked child's is."""
+    """The process that says it has this id, of a kernel of this server; None when the claim cannot be true."""
     if kernel_id is None:
         return None
     try:
@@ -55,6 +96,16 @@ def process_of(kernels: Kernels, kernel_id: str | None, pid: int) -> Process | N
     except KeyError:
         return None
     handle = getattr(getattr(kernel, "provisioner", None), "process", None)
-    if handle is not None and getattr(handle, "pid", None) != pid:
+    if handle is None:
+        return Elsewhere(kernels, kernel_id)
+    started = getattr(handle, "pid", None)
+    return Started(handle) if started == pid else _descendant(pid, started)
+
+
+def _descendant(pid: int, ancestor: int | None) -> Descendant | None:
+    """The process of this number, if the other one has started it."""
+    try:
+        process = psutil.Process(pid)
+        return Descendant(process) if ancestor in [parent.pid for parent in process.parents()] else None
+    except (psutil.Error, ValueError, OverflowError):
         return None
-    return Process(kernels, kernel_id, handle)

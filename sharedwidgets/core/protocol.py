@@ -58,6 +58,7 @@ class Limits(Wire, frozen=True, kw_only=True):
     heartbeat_seconds: float = 10.0
     dead_seconds: float = 25.0
     away_seconds: float = 10.0
+    page_away_seconds: float = 60.0
     unsent_pushes: int = 10_000
     in_flight_pushes: int = 64
     tail_entries: int = 10_000

@@ -459,8 +459,17 @@ class Room:
         mark = self.marks.get(author.boot, Mark())
         return self._refuse(author, push, mark, error, now) if push.n == mark.n + 1 else []
 
-    def disconnect(self, boot: str, now: Now) -> list[Effect]:
-        """The connection of a boot is gone; its member may come back within `away_seconds`."""
+    def disconnect(self, boot: str, now: Now, since: float | None = None) -> list[Effect]:
+        """The connection of a boot is gone; its member may come back within `away_seconds`, a page within `page_away_seconds`.
+
+        Parameters
+        ----------
+        boot : str
+            Whose connection.
+        now : Now
+        since : float, optional
+            The monotonic time at which it went, where that is noticed later; seconds.
+        """
         effects: list[Effect] = []
         author = self._attached.pop(boot, None)
         self._awaited.pop(boot, None)
@@ -474,7 +483,7 @@ class Room:
         presence = self._presences[author.member.id]
         before = presence.seen()
         states = presence.boots.pop(boot)
-        presence.lost[boot] = self._lost(now)
+        presence.lost[boot] = self._lost(presence, now.mono if since is None else since)
         if not presence.boots:
             presence.member = msgspec.structs.replace(presence.member, states=tuple(sorted(states)))
         if presence.seen() != before:
@@ -506,7 +515,7 @@ class Room:
         if presence is None:
             return []
         before = presence.seen()
-        presence.lost[boot] = self._lost(now)
+        presence.lost[boot] = self._lost(presence, now.mono)
         after = presence.seen()
         return [Tell(Members(room=self.token, present=(after,)))] if after != before else []
 
@@ -618,7 +627,7 @@ class Room:
         for presence in self._presences.values():
             for boot in [boot for boot in presence.boots if boot not in self._attached]:
                 del presence.boots[boot]
-                presence.lost[boot] = self._lost(now)
+                presence.lost[boot] = self._lost(presence, now.mono)
         return list(self._attached.values())
 
     # --- pushes
@@ -1066,9 +1075,10 @@ class Room:
             effects += self._lock_effects(self.locks.gone(boot, now.mono, self.seq), now, SERVER)
         return effects
 
-    def _lost(self, now: Now) -> _Lost:
-        """A boot that lost its connection may come back within `away_seconds`."""
-        return _Lost(now.mono + self.limits.away_seconds)
+    def _lost(self, presence: _Presence, since: float) -> _Lost:
+        """A boot that lost its connection then may come back; a page is not back before the kernel behind it has answered."""
+        page = presence.member.kind == "frontend"
+        return _Lost(since + (self.limits.page_away_seconds if page else self.limits.away_seconds))
 
     def _bury(self, member: str, boots: Iterable[str], now: Now) -> list[Effect]:
         """Lost boots are gone: what they held is free, they wait for nothing, and their member goes with the last one."""

@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, BrowserContext, sync_playwright
 from support.lab import chromium
 from support.tabs import RECORDER, Jupyter, Tab
 
-# Long enough for any reload, short enough to wait for.
-AWAY_SECONDS = 6
+# A reload takes longer than the first, and not as long as the second, which is short enough to wait for.
+AWAY_SECONDS, PAGE_AWAY_SECONDS = 0.5, 25
 
 
 # For a module and no longer: Playwright's loop runs on the main thread, where async tests of other modules need their own.
@@ -27,7 +27,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jupyter]:
     """One server for the tests that leave it in peace; each has rooms and notebooks of its own."""
-    running = Jupyter(tmp_path_factory.mktemp("jupyter"), f"--SharedWidgetsApp.limits={{'away_seconds': {AWAY_SECONDS}}}")
+    limits = {"away_seconds": AWAY_SECONDS, "page_away_seconds": PAGE_AWAY_SECONDS}
+    running = Jupyter(tmp_path_factory.mktemp("jupyter"), f"--SharedWidgetsApp.limits={limits}")
     running.start()
     try:
         yield running

@@ -12,7 +12,7 @@ import pytest
 import traitlets as t
 from playwright.sync_api import Browser, expect
 
-from conftest import AWAY_SECONDS, new_context
+from conftest import PAGE_AWAY_SECONDS, new_context
 from sharedwidgets import SharedState
 from support.stalling import Stalling
 from support.tabs import CONTROLS, MOTOR, SHOW, Jupyter, Tab, eventually
@@ -42,6 +42,9 @@ def test_a_reload_with_a_busy_kernel_comes_back_when_the_kernel_is_idle(
     other, kernel = jupyter.motor(token)
     tab = open_tab(other)
     before = jupyter.seq(token)
+    (page,) = jupyter.members(token, "frontend")
+    room, left = jupyter.script(token), []
+    room.on_leave(lambda member: left.append((member.kind, member.id)))
     with kernel.occupy() as busy:
         tab.press()
         tab.page.reload()
@@ -53,7 +56,11 @@ def test_a_reload_with_a_busy_kernel_comes_back_when_the_kernel_is_idle(
         elsewhere.shows(25)
         assert busy.lasts
         assert tab.page.locator(".sharedwidgets-card").count() == 0
+        (away,) = [member for member in jupyter.members(token, "frontend") if member["id"] == page["id"]]
+        assert (away["state"], away["since"]) == ("away", page["since"])
     tab.live()
+    assert page["id"] in {member["id"] for member in jupyter.members(token, "frontend", "live")}
+    assert left == []
     tab.shows(25)
     tab.press()
     elsewhere.shows(26)
@@ -76,12 +83,12 @@ def test_a_reload_is_no_leaving_and_a_closed_tab_is(jupyter: Jupyter, open_tab: 
     closing.page.close()
     closed = time.monotonic()
     # A leave of the page that was reloaded would have come before this one.
-    eventually(lambda: len(events), 1, AWAY_SECONDS + 5)
+    eventually(lambda: len(events), 1, PAGE_AWAY_SECONDS + 5)
     took = time.monotonic() - closed
     (left,) = events
     assert left[0] == "leave"
     assert {member["id"] for member in jupyter.members(token, "frontend")} == pages - {left[1]}
-    assert AWAY_SECONDS - 1 < took < AWAY_SECONDS + 4
+    assert PAGE_AWAY_SECONDS - 1 < took < PAGE_AWAY_SECONDS + 4
     expect(staying.card.locator("summary")).to_have_text("1 kernel, 1 page, 1 script")
 
 

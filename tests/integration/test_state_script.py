@@ -47,6 +47,7 @@ from sharedwidgets.errors import (
     TooManyRooms,
 )
 from sharedwidgets_server.testing import LiveServer
+from support.onlookers import Onlookers
 from support.scripts import Heard, Script, eventually, seq
 from support.stalling import Stalling
 
@@ -1185,6 +1186,22 @@ def test_last_change_and_linked_from(here: Link, there: Link, token: str) -> Non
     # Who comes later is told the same.
     assert there(Counter(), token).last_change("count") == last
     assert {(member.kind, member.state, member.states) for member in one.linked_from} == {("script", "live", ("Counter",))}
+
+
+def test_linked_from_says_who_links_this_state(here: Link, server: LiveServer, token: str) -> None:
+    """And not who is in the room for another one, be it a page."""
+
+    class Other(SharedState):
+        text = t.Unicode()
+
+    one, other = here(Counter(), token), here(Other(), token)
+    with Onlookers(server) as onlookers:
+        onlookers.page(token, "Other")
+        eventually(lambda: [member.kind for member in other.linked_from] == ["script", "frontend"])
+        assert [member.kind for member in one.linked_from] == ["script"]
+        onlookers.page(token)
+        eventually(lambda: [member.kind for member in one.linked_from] == ["script", "frontend"])
+        assert len(other.linked_from) == 2
 
 
 def test_observers_run_on_a_thread_of_the_objects_own(here: Link, there: Link, token: str) -> None:

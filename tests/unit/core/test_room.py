@@ -950,6 +950,21 @@ def test_a_member_is_away_then_gone(room: Room) -> None:
     assert [item.id for item in room.members] == ["m-k1", "m-p1"]
 
 
+def test_a_page_may_be_away_for_longer(room: Room) -> None:
+    """It is loaded anew, and comes when the kernel behind it has answered."""
+    room.limits = Limits(away_seconds=10, page_away_seconds=60)
+    room.disconnect("k2", NOW)
+    room.disconnect("p1", NOW)
+    assert room.tick(later(59.9)) == [Tell(Members(room="r", gone=("m-k2",)))]
+    assert room.tick(later(60)) == [Tell(Members(room="r", gone=("m-p1",)))]
+
+
+def test_the_time_of_a_member_runs_from_when_it_went_and_not_from_when_that_was_noticed(room: Room) -> None:
+    room.limits = Limits(away_seconds=10)
+    room.disconnect("k2", later(5.9), later(5).mono)
+    assert room.next_deadline() == later(15).mono
+
+
 def test_a_member_that_comes_back_in_time_stays(room: Room) -> None:
     room.disconnect("k2", NOW)
     room.receive(K2, resume(1), later(5))

@@ -544,6 +544,43 @@ async def test_a_member_that_stays_away_is_gone(benches: Callable[..., Bench]) -
     assert len([message for message in bob.all(Members) if message.gone]) == 1
 
 
+async def test_a_process_of_elsewhere_is_gone_35_seconds_after_it_was_heard_last() -> None:
+    """However late it is noticed that it says nothing: 25 s of silence, and 10 s away (the defaults)."""
+    bench = Bench(Limits())
+    bob = await bench.joined("bob")
+    await bench.joined("ana")
+    bench.clock.now += 25.9
+    bob.connection.heard = bench.clock.now
+    await bob.next(Members, lambda message: message.present and message.present[0].state == "away")
+    bench.clock.now += 9.0
+    await until_timer(bench)
+    assert {member.id for member in (await bench.manager.view("r", "kernel")).members} == {"ana", "bob"}
+    bench.clock.now += 0.1
+    assert (await bob.next(Members, lambda message: message.gone)).gone == ("ana",)
+    await bench.stop()
+
+
+async def test_a_room_looks_at_the_clock_when_something_is_due(benches: Callable[..., Bench]) -> None:
+    """And not up to a second later."""
+    looked: list[float] = []
+    bench = benches(heartbeat_seconds=10.0)
+    bob, ana = await bench.joined("bob"), await bench.joined("ana")
+    ana.drop()
+    await bob.next(Members, lambda message: message.present and message.present[0].state == "away")
+    queue = bench.manager._queues["r"]
+    assert queue.deadline is not None
+    slept = asyncio.sleep
+
+    async def sleep(seconds: float, result: object = None) -> object:
+        looked.append(seconds)
+        return await slept(seconds, result)
+
+    bench.clock.now = queue.deadline - 0.125
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(managers.asyncio, "sleep", sleep)
+        await until(lambda: 0.125 in looked)
+
+
 async def test_a_member_of_two_boots_is_away_when_both_are(benches: Callable[..., Bench]) -> None:
     bench = benches(away_seconds=10.0)
     bob = await bench.joined("bob")
