@@ -437,7 +437,7 @@ class Bridge:
         try:
             return self._in_turn(lambda: answers.ask(self.connection, self.session, [op], timeout))
         finally:
-            self._answered(op)
+            self.session.look(op)
 
     async def ask_async(self, op: Op, timeout: float) -> int | float | None:
         """`ask` that lets the caller's loop run meanwhile."""
@@ -450,20 +450,29 @@ class Bridge:
             async with turns_async(self.connection, self.session, [self.state]):
                 return await answers.ask_async(self.connection, self.session, [op], timeout)
         finally:
-            self._answered(op)
+            self.session.look(op)
 
-    def _answered(self, op: Op) -> None:
-        """What the verdict is about may not have been noted yet by the thread that brings it."""
-        with self._lock:
-            self._look_again(op.path[0], "remote")
+    def look(self, state: str, trait: str) -> None:
+        """A write of this process has its verdict: show what the replica holds of the trait by now, and tell."""
+        if state == self.state:
+            self._show_now(trait)
+
+    def _show_now(self, trait: str) -> None:
+        """`show` for who is not to hear of an observer that raises: what it has done is done."""
         try:
-            self.show(op.path[0])
+            self.show(trait)
         except Exception:
-            # Whoever asked has an answer to get, whatever an observer makes of it.
             log.exception("an observer of a shared state raised")
 
     def _show_late(self) -> None:
-        """What came while nothing might be put in is due; a thread that waits for it may have looked too early."""
+        """What came while nothing might be put in is due; a thread that waits for it may have looked too early.
+
+        What other objects of this process wrote meanwhile shows here now, as it would have then.
+        """
+        with self._lock:
+            own = [trait for trait, mark in self._dirty.items() if mark.origin == "local"]
+        for trait in own:
+            self._show_now(trait)
         self.delivery.ring()
         self.connection.stir(self.session)
 
@@ -659,7 +668,7 @@ class Bridge:
                     earlier = self._dirty.get(change.trait)
                     depth = max(causes.after(change.origin, change.depth), earlier.depth if earlier is not None else 0)
                     self._dirty[change.trait] = _Mark(change.origin, depth)
-                    local = local or change.origin == "local"
+                    local = local or (change.origin == "local" and not news.heard)
             self._refused += [item for item in news.refused if any(op.state == self.state for op in item.ops)]
             self._ended = news.ended or self._ended
             due = self._due()
@@ -809,11 +818,12 @@ class Bridge:
         with self.connection.lock:
             replica = self.session.replica
             version = replica.version
+            undecided = {trait for trait in marks if replica.is_undecided(self.state, trait)}
             state = replica.states.get(self.state)
             for trait, mark in marks.items():
                 if state is not None and trait in state.schema:
                     last = replica.last_change(self.state, trait)
-                    actor = last.actor if last and mark.origin == "remote" else None
+                    actor = last.actor if last and mark.origin in ("remote", "resync") else None
                     # Whoever looks before it was told of an entry has no other word of its depth.
                     depth = causes.after("remote", replica.depth(self.state, trait)) if mark.origin == "remote" else 0
                     found[trait] = (replica.value(self.state, trait), actor, max(mark.depth, depth))
@@ -831,7 +841,8 @@ class Bridge:
             if self._holds or self._writing or self._over:
                 return False
             for trait, why, actor, depth in unfit:
-                if self._dirty.get(trait) is dirty.get(trait):
+                # What own writes without a verdict make of it nobody has written; it is looked at once more then.
+                if trait not in undecided and self._dirty.get(trait) is dirty.get(trait):
                     self._refuse(trait, why, marks[trait].origin, actor, depth)
             for trait, value, raw, actor, depth in ready:
                 before = self._shown[trait]
@@ -846,8 +857,9 @@ class Bridge:
                 self._fresh.append(_Put(trait, old, raw, before, shown, marks[trait].origin, actor, depth, trait not in dirty))
                 self._shown[trait] = shown
                 self.owner._trait_values[trait] = raw
+            waiting = undecided & {trait for trait, *_ in unfit}
             for trait, mark in dirty.items():
-                if self._dirty.get(trait) is mark:
+                if trait not in waiting and self._dirty.get(trait) is mark:
                     del self._dirty[trait]
         return True
 

@@ -19,7 +19,7 @@ RESERVED = frozenset(
     {
         "link_to", "link_to_async", "unlink", "linked_to", "linked_from", "room", "lock", "locked_by", "transaction",
         "increment", "increment_async", "compare_and_set", "compare_and_set_async", "append", "append_async", "last_change",
-        "live", "pull", "flush", "changed", "wait_until",
+        "invalid_traits", "live", "pull", "flush", "changed", "wait_until",
         # What an object keeps under names that are not the class's.
         "_bridge", "_private", "_handle", "_waiting", "_parts", "_layers", "_unasked", "_sync_holders", "_sync_lock", "_mutex",
         "_shared_of", "_shared_traits",

@@ -148,6 +148,7 @@ class Connection:
             session = self._sessions.get(room)
             if session is None:
                 session = self._sessions[room] = Session(room)
+                session.replica.member = self.welcome.member if self.welcome is not None else ""
             session.users += 1
             session.leaving = False
             return session
@@ -738,6 +739,8 @@ class Connection:
                     self.welcome = message
                     self.limits = message.limits
                     self._member = (message.member, message.secret)
+                    for session in self._sessions.values():
+                        session.replica.member = message.member
                     self._turned("live", None)
                 self._wake.set()
             case Snapshot() | Entries() | Nack() | Applied() | Resend() | Members() | Waiting():
@@ -782,7 +785,6 @@ class Connection:
                 self._bring_back(session, [name for name in session.states if name not in session.replica.states], held)
             self._settle(session)
             session.leases.heard(session.replica, news, self._loop.time(), anew=isinstance(message, Snapshot))
-            session.verdicts.heard(session.replica)
             granted = news.locked and not session.leases.claims.idle
             more = bool(self._control or session.left) or session.replica.unsent > 0 or session.leaving
             more = more or not session.leases.claims.idle
@@ -794,6 +796,9 @@ class Connection:
             self._granted.set()
         for listener in listeners:
             listener(news)
+        with self.lock:
+            # Whoever waits for a verdict finds its news noted.
+            session.verdicts.heard(session.replica)
 
     def _settle(self, session: Session) -> None:
         """Tell whoever waits for a join that the replica holds it now."""

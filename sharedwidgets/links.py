@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from sharedwidgets.core.protocol import Join, Problem, TraitSchema
+from sharedwidgets.core.protocol import Join, Op, Problem, TraitSchema
 from sharedwidgets.core.replica import News, Replica
 from sharedwidgets.core.values import Value
 from sharedwidgets.drafts import Draft
@@ -70,6 +70,9 @@ class Linked(Protocol):
     def settle(self, state: str | None) -> bool:
         """Show what the replica holds of a state by now, or of all, silently; whether that may be done now."""
 
+    def look(self, state: str, trait: str) -> None:
+        """A write of this process has its verdict: show what the replica holds of the trait by now, and tell."""
+
     def grouping(self) -> bool:
         """Whether the thread or task that runs keeps writes of it back."""
 
@@ -119,6 +122,11 @@ class Session:
         # Each of them, whatever the one before could do.
         shown = [item.settle(state) for item in [*self.linked]]
         return all(shown)
+
+    def look(self, op: Op) -> None:
+        """A write that waited for its verdict has it: every object of this process shows that before its author goes on."""
+        for item in [*self.linked]:
+            item.look(op.state, op.path[0])
 
     def grouping(self) -> bool:
         """Whether the thread or task that runs keeps writes of this room back."""

@@ -207,6 +207,9 @@ class Room(Mapping[str, "RoomState"]):
         """What is read is always the newest."""
         return True
 
+    def look(self, state: str, trait: str) -> None:
+        """What is read is always the newest, and who brings news has them told."""
+
     def grouping(self) -> bool:
         """Whether the thread or task that runs has a transaction open."""
         return host.owner() in self._session.groups
@@ -327,11 +330,17 @@ class Room(Mapping[str, "RoomState"]):
 
     def _ask(self, op: Op, timeout: float) -> int | float | None:
         self._check_may_ask()
-        return answers.ask(self._connection, self._session, [op], timeout)
+        try:
+            return answers.ask(self._connection, self._session, [op], timeout)
+        finally:
+            self._session.look(op)
 
     async def _ask_async(self, op: Op, timeout: float) -> int | float | None:
         self._check_may_ask()
-        return await answers.ask_async(self._connection, self._session, [op], timeout)
+        try:
+            return await answers.ask_async(self._connection, self._session, [op], timeout)
+        finally:
+            self._session.look(op)
 
     def _check_may_ask(self) -> None:
         self._check_open()

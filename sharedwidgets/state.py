@@ -395,6 +395,14 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         with bridge.connection.lock:
             return bridge.session.replica.last_change(bridge.state, trait)
 
+    @property
+    def invalid_traits(self) -> dict[str, str]:
+        """Traits that show another value than the room holds, as this class does not take that one: by name, and why.
+
+        Observers were told so by a change of type ``"invalid"``. Empty while unlinked.
+        """
+        return {} if self._bridge is None else dict(self._bridge.invalid)
+
     # --- what traitlets and ipywidgets call
 
     def __setattr__(self, name: str, value: Any) -> None:

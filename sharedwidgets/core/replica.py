@@ -9,7 +9,7 @@ Not thread-safe: the owner guards it with one lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -86,7 +86,8 @@ class Refused(msgspec.Struct, frozen=True):
 class News(msgspec.Struct):
     """What one message did to the replica.
 
-    `defined`: a state or trait appeared; `locked`: who holds a lock changed; `ended`: the room is no more, and why.
+    `defined`: a state or trait appeared; `locked`: who holds a lock changed; `ended`: the room is no more, and why; `heard`: it
+    came from the server.
     """
 
     changes: list[Change] = msgspec.field(default_factory=list)
@@ -99,6 +100,7 @@ class News(msgspec.Struct):
     locked: bool = False
     defined: bool = False
     ended: Problem | None = None
+    heard: bool = False
 
 
 class Pending(msgspec.Struct, eq=False):
@@ -132,6 +134,8 @@ class Replica:
 
     def __init__(self, room: str) -> None:
         self.room = room
+        # The member this boot is of; the server says so.
+        self.member = ""
         self.incarnation = ""
         self.epoch = ""
         self.seq = 0
@@ -194,6 +198,10 @@ class Replica:
     def is_open(self, push: Pending) -> bool:
         """Whether a push has no verdict yet."""
         return any(push is other for other in self._pending)
+
+    def is_undecided(self, state: str, trait: str) -> bool:
+        """Whether own writes to a trait have no verdict yet, and are in what it shows."""
+        return any(not push.asked and (state, trait) in ((op.state, op.path[0]) for op in push.ops) for push in self._pending)
 
     def view(self, state: str) -> dict[str, Value]:
         """All traits of a state as this boot sees them; empty while the state does not exist."""
@@ -414,7 +422,11 @@ class Replica:
         self._catching_up = False
         fresh = [entry for entry in frame.entries if entry.seq > self.seq]
         touched = [key for entry in fresh for op in entry.ops for key in delta.touched(op)]
-        touched += [(op.state, op.path[0]) for push in self._pending if 0 < push.n <= frame.decided for op in push.ops]
+        decided = [(push, (op.state, op.path[0])) for push in self._pending if 0 < push.n <= frame.decided for op in push.ops]
+        touched += [key for _, key in decided]
+        others = {key for entry in fresh if entry.by.id != self.member for op in entry.ops for key in delta.touched(op)}
+        # What was asked shows only now, and is an own write all the same.
+        own = {key for push, key in decided if push.asked} - others
         before = self._values(touched)
         for key in touched:
             self._shown.pop(key, None)
@@ -448,10 +460,11 @@ class Replica:
         self.seq = max(self.seq, frame.last)
         self._book(frame.decided)
         return News(
-            self._changes(before, "remote", depths),
+            self._changes(before, "remote", depths, own),
             granted=granted,
             freed=freed,
             locked=locked,
+            heard=True,
             defined=any(isinstance(op, Define) for entry in fresh for op in entry.ops),
         )
 
@@ -554,16 +567,21 @@ class Replica:
         return found
 
     def _changes(
-        self, before: dict[TraitKey, Value], origin: ChangeOrigin, depths: Mapping[TraitKey, int] | None = None
+        self,
+        before: dict[TraitKey, Value],
+        origin: ChangeOrigin,
+        depths: Mapping[TraitKey, int] | None = None,
+        own: Collection[TraitKey] = (),
     ) -> list[Change]:
         self.version += 1
         changes: list[Change] = []
         for key, old in before.items():
             new = self._values([key])[key]
             if not same(old, new):
-                last = self.last_change(*key) if origin in ("remote", "resync") else None
+                whose: ChangeOrigin = "local" if key in own else origin
+                last = self.last_change(*key) if whose in ("remote", "resync") else None
                 depth = (depths or {}).get(key, 0)
-                changes.append(Change(*key, old, new, origin, last.actor if last else None, last.seq if last else 0, depth))
+                changes.append(Change(*key, old, new, whose, last.actor if last else None, last.seq if last else 0, depth))
         return changes
 
 

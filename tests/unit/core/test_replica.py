@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sharedwidgets.core.protocol import (
+    Actor,
     Append,
     Applied,
     Delete,
@@ -505,9 +506,25 @@ def test_what_is_asked_shows_nowhere_before_its_verdict() -> None:
     assert replica.value("S", "count") == 1
     assert replica.take(10)[0].answer is False
     news = replica.receive(frame(entry(2, put("count", 5)), decided=1))
+    # Whose entry it is, is not known here.
     assert changes(news) == [("count", 1, 6, "remote")]
     assert not replica.is_open(asked)
     assert (asked.problem, asked.value) == (None, None)
+
+
+@pytest.mark.parametrize(("author", "origin", "actor"), [("m-k1", "local", None), ("m-k2", "remote", ACTOR)])
+def test_what_was_asked_is_an_own_write_unless_others_wrote_too(author: str, origin: str, actor: Actor | None) -> None:
+    """A member of ``author`` hears entries of ``m-k1``."""
+    replica = live()
+    replica.member = author
+    replica.ask([exchange(0, 5)])
+    replica.take(10)
+    news = replica.receive(frame(entry(2, put("count", 5)), decided=1))
+    assert [(change.new, change.origin, change.actor) for change in news.changes] == [(5, origin, actor)]
+    assert news.heard
+    # What nothing was asked of is another boot's of this member.
+    news = replica.receive(frame(entry(3, put("title", "x"))))
+    assert [change.origin for change in news.changes] == ["remote"]
 
 
 def test_the_answer_to_a_sum_is_kept_for_who_asked() -> None:
