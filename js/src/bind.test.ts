@@ -467,7 +467,7 @@ describe("while somebody holds the lock", () => {
     slider.set("disabled", false);
     const release = server.lock("r", "S");
     await server.settle();
-    expect(slider.get("disabled")).toBe(true);
+    expect(slider.get("disabled")).toBeTruthy();
     press(slider);
     await server.settle();
     expect([slider.get("value"), state.get("count"), server.pushes.length]).toEqual([5, 5, 0]);
@@ -509,5 +509,79 @@ describe("while somebody holds the lock", () => {
     press(late?.slider ?? new FakeModel({}));
     await server.settle();
     expect([late?.slider.get("value"), server.pushes.length]).toEqual([5, 0]);
+  });
+
+  test("what its holder writes disables it for this page only, and for no longer than the lock", async () => {
+    const server = counter(5);
+    const [first, second] = await tabs(2, server);
+    const [one, two] = [first?.slider ?? new FakeModel({}), second?.slider ?? new FakeModel({})];
+    for (const slider of [one, two]) slider.set_state({ disabled: false });
+    const release = server.lock("r", "S");
+    await server.settle();
+    server.write("r", "S", "count", 8);
+    server.write("r", "S", "count", 9);
+    await server.settle();
+    expect([one.get("disabled"), two.get("disabled")]).toEqual([1, 1]);
+    release();
+    await server.settle();
+    server.write("r", "S", "count", 10);
+    await server.settle();
+    expect([one.get("disabled"), two.get("disabled")]).toEqual([false, false]);
+    expect([...one.saved, ...two.saved].filter((state) => "disabled" in state)).toEqual([]);
+    expect(one.saved.length).toBeGreaterThan(0);
+  });
+
+  test.each([true, false])("what the kernel says of it meanwhile (%s) counts afterwards", async (disabled) => {
+    const { server, slider } = await one();
+    slider.set_state({ disabled: !disabled });
+    const release = server.lock("r", "S");
+    await server.settle();
+    slider.set_state({ disabled });
+    expect(slider.get("disabled")).toBe(1);
+    slider.save_changes();
+    release();
+    await server.settle();
+    expect(slider.get("disabled")).toBe(disabled);
+    slider.save_changes();
+    expect(slider.saved).toEqual([]);
+    // And from then on it is an ordinary control.
+    slider.set("disabled", !disabled);
+    slider.save_changes();
+    expect(slider.saved).toEqual([{ disabled: !disabled }]);
+  });
+
+  test("one that is bound to two states is open when both locks are free, and ends open", async () => {
+    const server = counter(5);
+    server.define("r", "T", { most: trait("int") }, { most: 50 });
+    const [tab] = await tabs(1, server);
+    if (tab === undefined) throw new Error("no tab");
+    const other = stateModel("r", "T", { most: 50 });
+    new LinkedModel(proxied(other), tab.rooms);
+    const end = bindModels(tab.rooms, [other, "most"], [tab.slider, "max"]);
+    await server.settle();
+    tab.slider.set_state({ disabled: false });
+    const [first, second] = [server.lock("r", "S"), server.lock("r", "T")];
+    await server.settle();
+    first();
+    await server.settle();
+    expect(tab.slider.get("disabled")).toBe(1);
+    second();
+    await server.settle();
+    expect(tab.slider.get("disabled")).toBe(false);
+    server.lock("r", "S");
+    server.lock("r", "T");
+    await server.settle();
+    end();
+    expect(tab.slider.get("disabled")).toBe(1);
+    tab.end();
+    expect(tab.slider.get("disabled")).toBe(false);
+  });
+
+  test("one that was saved with its notebook during a lock is not disabled for good", async () => {
+    const { rooms, state, end } = await one();
+    const saved = new FakeModel({ value: 5, disabled: 1 });
+    bindModels(rooms, [state, "count"], [saved, "value"])();
+    expect(saved.get("disabled")).toBe(false);
+    end();
   });
 });

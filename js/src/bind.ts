@@ -5,6 +5,7 @@
 
 import { cameFromKernel, LinkedModel, type Model, painted } from "./model";
 import type { Rooms } from "./rooms";
+import { shutterOf } from "./shutter";
 import { same } from "./values";
 
 /** Ends what it began. */
@@ -43,14 +44,15 @@ export function bindModels(rooms: Rooms, source: readonly [Model, string], targe
   };
 
   // While somebody holds the state's lock nobody else can write it: the control says so, as far as it can be disabled.
-  let before: unknown = null;
-  let shut = false;
+  const shutter = shutterOf(widget);
+  let open: End | null = null;
   const drawLock = (): void => {
-    const locked = linked.holder !== null;
-    if (locked === shut || typeof widget.get("disabled") !== "boolean") return;
-    if (locked) before = widget.get("disabled");
-    shut = locked;
-    widget.set("disabled", locked ? true : before);
+    if (linked.holder === null) {
+      open?.();
+      open = null;
+    } else if (open === null && widget.get("disabled") !== undefined) {
+      open = shutter.shut();
+    }
   };
   const unwatch = linked.watch(drawLock);
   drawLock();
@@ -62,7 +64,7 @@ export function bindModels(rooms: Rooms, source: readonly [Model, string], targe
     state.off(`change:${trait}`, toTarget);
     widget.off(`change:${name}`, toSource);
     unwatch();
-    if (shut) widget.set("disabled", before);
+    open?.();
     linked.close();
   };
 }

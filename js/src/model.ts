@@ -233,7 +233,7 @@ export function cameFromKernel(source: unknown): boolean {
  * ipywidgets sends with the next save whatever was set since the last one. The room's values are not for the kernel: it drops
  * them while it is linked, and after that would take them for its own. The attribute is private to ipywidgets.
  */
-function forgetUnsaved(source: unknown, traits: readonly string[]): void {
+export function forgetUnsaved(source: unknown, traits: readonly string[]): void {
   const { _buffered_state_diff: unsaved = {} } = (source ?? {}) as { _buffered_state_diff?: Record<string, unknown> };
   for (const trait of traits) delete unsaved[trait];
 }

@@ -164,6 +164,31 @@ def test_a_locked_state_says_by_whom_and_its_controls_are_disabled(jupyter: Jupy
     assert jupyter.seq(token) == before + 1 + 2
 
 
+def test_a_lock_disables_controls_where_it_is_seen_and_leaves_nothing_behind(
+    jupyter: Jupyter, open_tab: OpenTab, token: str
+) -> None:
+    """Not in the kernel that made the control, nor in a page that comes during the lock or behind it."""
+    (_, a), (two, b) = jupyter.motors(token)
+    b.run("told = []; slider.observe(lambda change: told.append(change.new), 'disabled')")
+    first = open_tab(two)
+    a.run("held = motor.lock(); held.acquire(); motor.speed = 21; motor.flush()")
+    first.shows(21)
+    second = open_tab(two)
+    a.run("motor.speed = 22; motor.flush()")
+    for tab in (first, second):
+        tab.shows(22)
+        expect(tab.page.locator(".noUi-target")).to_have_attribute("disabled", "true")
+    a.run("motor.speed = 23; held.release()")
+    third = open_tab(two)
+    for tab in (first, second, third):
+        tab.shows(23)
+        expect(tab.card.locator(".sw-lock")).to_be_hidden()
+        expect(tab.page.locator(".noUi-target")).not_to_have_attribute("disabled", "true")
+    third.press()
+    first.shows(24)
+    eventually(lambda: b.value("[slider.value, slider.disabled, told]"), [24, False, []])
+
+
 OWN_VIEW = """
 import anywidget
 import traitlets as t
