@@ -6,7 +6,8 @@ from typing import Any
 
 import traitlets as t
 from anywidget import AnyWidget
-from ipywidgets import Widget
+from ipywidgets import Layout, Widget
+from ipywidgets.widgets.widget import widget_serialization
 
 from sharedwidgets import bundle, cells
 from sharedwidgets.state import SharedState, send_module
@@ -19,6 +20,8 @@ class Binding(AnyWidget):
     _binding = t.Bool(True).tag(sync=True)
     # It has no view: at the end of a cell it is one line of text.
     _view_name = t.Unicode(None, allow_none=True).tag(sync=True)  # type: ignore[assignment]
+    # Nor a layout, which would be one more model for each.
+    layout = t.Instance(Layout, allow_none=True).tag(sync=True, **widget_serialization)
     source: t.List[str] = t.List().tag(sync=True)
     target: t.List[str] = t.List().tag(sync=True)
 

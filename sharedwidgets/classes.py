@@ -22,7 +22,7 @@ RESERVED = frozenset(
         "invalid_traits", "live", "pull", "flush", "changed", "wait_until",
         # What an object keeps under names that are not the class's.
         "_bridge", "_private", "_handle", "_waiting", "_parts", "_layers", "_unasked", "_sync_holders", "_sync_lock", "_mutex",
-        "_shared_of", "_shared_traits",
+        "_own_layout", "_shared_of", "_shared_traits",
         "_computed_begun", "_computed_dependents", "_computed_formulas", "_sharedwidgets_begun",
         "_model_id", "_trait_values", "_trait_notifiers", "_trait_validators",
     }

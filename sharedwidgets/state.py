@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import msgspec
 import traitlets as t
 from anywidget import AnyWidget
+from ipywidgets import Layout
 from traitlets.utils.bunch import Bunch
 
 from sharedwidgets import bundle, cells, computing, discovery, host, reactions
@@ -98,6 +99,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         if room is not None:
             check_token(room)
         super().__init__(_view_esm=bundle.source(self._view_source), **traits)
+        # Ends with this object, unless it is the user's, who may have others that look like it.
+        self._own_layout = None if isinstance(traits.get("layout"), Layout) else self.layout
         self.on_msg(send_module)
         self._say_link()
         cells.note(self)
@@ -586,6 +589,9 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
             if not work.runs_here():
                 work.cancel()
         super().close()
+        layout = self.__dict__.pop("_own_layout", None)
+        if layout is not None:
+            layout.close()
 
     # --- parts of linking
 

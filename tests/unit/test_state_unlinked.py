@@ -275,3 +275,17 @@ def test_a_comm_update_is_an_ordinary_edit_while_private() -> None:
     state = Counter()
     state.set_state({"count": 4, "draft": "d"})
     assert (state.count, state.draft) == (4, "d")
+
+
+def test_a_closed_state_leaves_no_model_behind() -> None:
+    """Its layout is a model of its own; one that the user gave is the user's, who may use it elsewhere."""
+    given = ipywidgets.Layout(width="50%")
+    before = dict(ipywidgets.widgets.widget._instances)
+    states = [Counter(), Counter(layout={"width": "10%"}), Counter(layout=given), Counter()]
+    states[-1].layout = given
+    for state in states:
+        state.close()
+        state.close()
+    assert ipywidgets.widgets.widget._instances == before
+    assert given.comm is not None
+    given.close()
