@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import inf
 
 from sharedwidgets import host
-from sharedwidgets.core.claims import Claims, Phase, Tenure, Words
+from sharedwidgets.core.claims import HOLDING, Claims, Phase, Tenure, Words
 from sharedwidgets.core.protocol import LockName, Op, Problem
 from sharedwidgets.core.replica import News, Replica
 from sharedwidgets.errors import Locked, LockLost, LockTimeout, from_code
@@ -35,6 +35,8 @@ class _Kept:
 
     tenure: Tenure
     alive: Callable[[], bool]
+    # From which grant on it is counted.
+    fence: int = 0
     since: float = 0.0
     renewed: float = 0.0
     depth: int = 1
@@ -116,7 +118,7 @@ class Leases:
         for state in dict.fromkeys(op.state for op in ops):
             name = LockName(kind="state", name=state)
             tenure = self.mine(name)
-            if tenure is not None and tenure.phase not in ("wanted", "asked"):
+            if tenure is not None and tenure.phase not in ("wanted", "asked", "granted"):
                 if tenure.phase != "held":
                     raise self.lost(tenure)
                 fences[state] = tenure.fence
@@ -154,7 +156,12 @@ class Leases:
         if tenure.problem is not None:
             return from_code(tenure.problem.code, tenure.problem.message, room=self.room, state=tenure.problem.state)
         holder = replica.locks.get(tenure.lock)
-        who = f"{holder.label or holder.member} holds it" if holder is not None else "the server did not grant it"
+        if tenure.phase == "granted":
+            who = "it was granted, and what other threads of this process wrote before has no answer"
+        elif holder is not None:
+            who = f"{holder.label or holder.member} holds it"
+        else:
+            who = "the server did not grant it"
         return LockTimeout(
             f"no lock {tenure.lock.name!r} of {self.room!r} within {timeout:g} s: {who}; give more timeout=, or try again",
             room=self.room,
@@ -184,7 +191,8 @@ class Leases:
         """The replica took something in."""
         for tenure in self.claims.heard(replica, news, anew=anew):
             for kept in self._kept.values():
-                if kept.tenure is tenure and tenure.phase == "held":
+                if kept.tenure is tenure and kept.fence != tenure.fence:
+                    kept.fence = tenure.fence
                     kept.since = kept.renewed = now
         self._moved()
 
@@ -205,7 +213,7 @@ class Leases:
 
     def next_look(self, now: float, hold_seconds: float) -> float:
         """Seconds until `renewals` may have something to do: when a lease is due, and once a second to look after its owner."""
-        held = [kept for kept in self._kept.values() if kept.tenure.phase == "held"]
+        held = [kept for kept in self._kept.values() if kept.tenure.phase in HOLDING]
         due = [kept.renewed + kept.tenure.lease * RENEW_AFTER - now for kept in held if now - kept.since < hold_seconds]
         return max(0.0, min([LOOK_SECONDS, *due])) if held else inf
 
@@ -213,7 +221,7 @@ class Leases:
         """Keep what is held; what its owner cannot give back any more is given back here."""
         going: list[Tenure] = []
         for key, kept in list(self._kept.items()):
-            if kept.tenure.phase != "held":
+            if kept.tenure.phase not in HOLDING:
                 continue
             if not kept.alive():
                 log.warning("whoever held the lock %r of %r has ended and did not give it back", key[0].name, self.room)

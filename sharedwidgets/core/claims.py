@@ -2,13 +2,16 @@
 
 The server decides; whether a lock is held, the replica shows. A *tenure* is one claim from its first word to its end::
 
-    wanted ──(own writes decided)──▶ asked ──(grant seen)──▶ held ──▶ leaving ──(end seen)──▶ over
-       ▲                               │                      │          │
-       └─(connection, log or turn lost)┤                      └──(end seen: lost)──▶ over
+    wanted ──(own writes decided)──▶ asked ──(grant seen)──▶ granted ──▶ held ──▶ leaving ──(end seen)──▶ over
+       ▲                               │                        │         │          │
+       └─(connection, log or turn lost)┼────────(end seen)──────┘         └──(end seen: lost)──▶ over
                                        └──(refused: taken and not to be waited for, or not allowed)──▶ over
 
-It never goes back from *held*: a lease that was lost is not taken up again. A turn that was over before it was heard of was
-never held, and is asked for again.
+It is *held* once its owner may look at the state: other threads of this process may have written it while the grant was on its
+way, and what the server is about to refuse still shows. Nobody adds to that once the replica has the grant.
+
+It never goes back from *held*: a lease that was lost is not taken up again. A turn that was over before it was held is asked
+for again.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from typing import Literal, TypeAlias
 from sharedwidgets.core.protocol import Acquire, Cancel, LockImage, LockName, Problem, Release, Renew
 from sharedwidgets.core.replica import News, Pending, Replica
 
-Phase: TypeAlias = Literal["wanted", "asked", "held", "leaving", "over"]
+Phase: TypeAlias = Literal["wanted", "asked", "granted", "held", "leaving", "over"]
 End: TypeAlias = Literal["released", "expired", "broken", "gone", "cancelled", "refused", "unknown"]
 Words: TypeAlias = Acquire | Cancel | Renew | Release
+# What the server has granted, and nobody has given back.
+HOLDING: tuple[Phase, ...] = ("granted", "held")
 # Cancels are not answered: so many are said again after a reconnect, or the claim would stand in the queue for good.
 KEPT_CANCELS = 64
 
@@ -98,7 +103,7 @@ class Claims:
             case "wanted" | "asked":
                 self._words.append(Cancel(room=self.room, lock=tenure.lock, owner=tenure.owner))
                 self._over(tenure, "cancelled")
-            case "held":
+            case "granted" | "held":
                 tenure.phase = "leaving"
             case _:
                 pass
@@ -130,21 +135,22 @@ class Claims:
 
     def renewals(self, alive: Iterable[Tenure]) -> list[Words]:
         """Words that keep these going."""
-        return [
-            Renew(room=self.room, lock=item.lock, owner=item.owner, fence=item.fence) for item in alive if item.phase == "held"
-        ]
+        going = [item for item in alive if item.phase in HOLDING]
+        return [Renew(room=self.room, lock=item.lock, owner=item.owner, fence=item.fence) for item in going]
 
     def heard(self, replica: Replica, news: News, *, anew: bool) -> list[Tenure]:
         """The replica took something in; `anew` after a snapshot, which tells nothing of queues. The tenures that moved on."""
         moved: list[Tenure] = []
         for tenure in list(self._tenures):
-            before = tenure.phase
+            before = tenure.phase, tenure.fence
             image = replica.locks.get(tenure.lock)
+            if tenure.phase == "granted" and (image is None or image.fence != tenure.fence):
+                tenure.phase, tenure.fence = "wanted", 0
             if tenure.phase in ("wanted", "asked"):
                 # A grant may come while the claim is about to be asked again: nobody says it twice.
                 if image is not None and image.owner == tenure.owner:
                     # The server gives no more than its `hold_seconds`.
-                    tenure.phase, tenure.fence, tenure.lease = "held", image.fence, image.lease or tenure.lease
+                    tenure.phase, tenure.fence, tenure.lease = "granted", image.fence, image.lease or tenure.lease
                 elif anew or any(tenure.owner == granted.owner for granted in news.granted):
                     tenure.phase = "wanted"
             elif tenure.phase in ("held", "leaving") and (image is None or image.fence != tenure.fence):
@@ -152,7 +158,9 @@ class Claims:
                 if tenure.again:
                     # What was asked for the second time may arrive behind the end of what came of the first.
                     self._words.append(Cancel(room=self.room, lock=tenure.lock, owner=tenure.owner))
-            if tenure.phase != before:
+            if tenure.phase == "granted" and not self._disturbed(tenure, replica):
+                tenure.phase = "held"
+            if (tenure.phase, tenure.fence) != before:
                 moved.append(tenure)
         return moved
 
@@ -183,6 +191,10 @@ class Claims:
         self._words.clear()
         self._cancels.clear()
         return tenures
+
+    def _disturbed(self, tenure: Tenure, replica: Replica) -> bool:
+        """Whether what the lock covers shows writes that are none of its owner's, and have no verdict (G6)."""
+        return tenure.lock.kind == "state" and replica.shows_beside(tenure.lock.name, tenure.fence)
 
     def _why(self, tenure: Tenure, news: News) -> End:
         for freed in news.freed:

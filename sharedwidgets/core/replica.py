@@ -175,6 +175,13 @@ class Replica:
         """How many pushes under a fence have no verdict yet."""
         return sum(fence in push.fences.values() for push in self._pending)
 
+    def shows_beside(self, state: str, fence: int) -> bool:
+        """Whether a state shows own writes that have no verdict and were not made under this fence."""
+        return any(
+            not push.asked and push.fences.get(state, 0) != fence and any(op.state == state for op in push.ops)
+            for push in self._pending
+        )
+
     def value(self, state: str, trait: str) -> Value:
         """A trait as this boot sees it: confirmed, with own pending writes.
 

@@ -440,6 +440,75 @@ def test_h21_the_trait_is_fresh_though_the_main_thread_did_not_look(
         assert two.wait_until(lambda number=number: two.count == number * 10 + 1, 10)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("how", ["sum", "assignment"])
+async def test_h22_a_lock_does_not_show_what_another_thread_wrote_and_the_server_refuses(
+    server: LiveServer, two: Counter, token: str, how: str, awaited: bool
+) -> None:
+    """G6: the grant is on its way down while another thread's write is on its way up."""
+    with Stalling(server.port) as way:
+        one = Counter().link_to(token, server=way.url, credential=server.credential)
+        refused = Heard(one, type="rejected")
+        seen: list[int] = []
+
+        def work() -> None:
+            with one.lock(lease=30):
+                seen.append(one.count)
+                one.count += 1
+
+        async def work_async() -> None:
+            async with one.lock(lease=30):
+                seen.append(one.count)
+                one.count += 1
+
+        way.shut(up=False)
+        working = asyncio.get_running_loop().create_task(work_async() if awaited else asyncio.to_thread(work))
+        await asyncio.to_thread(eventually, lambda: two.locked_by)
+        way.shut()
+
+        def write() -> None:
+            # As far as this process has heard, nobody has the lock.
+            if how == "sum":
+                one.increment("count", 100)
+            else:
+                one.count = 100
+
+        await asyncio.to_thread(write)
+        assert one.count == 100
+        way.open(up=False)
+        await asyncio.to_thread(eventually, lambda: one.locked_by)
+        # The lock is this process's own, and what its owner would read is about to be taken back.
+        assert (seen, one.count, working.done()) == ([], 100, False)
+        way.open()
+        await working
+        assert await asyncio.to_thread(two.wait_until, lambda: two.count != 0, 10)
+        await asyncio.to_thread(refused.wait)
+        assert [(event.name, event.problem.code) for event in refused.changes] == [("count", "locked")]
+        assert (seen, two.count) == ([0], 1)
+        one.unlink()
+
+
+def test_a_lock_that_is_granted_beside_writes_without_an_answer_is_given_back_in_time(
+    server: LiveServer, two: Counter, token: str
+) -> None:
+    with Stalling(server.port) as way:
+        one = Counter().link_to(token, server=way.url, credential=server.credential)
+        way.shut(up=False)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(one.lock(timeout=3, lease=30).acquire)
+            eventually(lambda: two.locked_by)
+            way.shut()
+            one.count = 100
+            way.open(up=False)
+            with pytest.raises(LockTimeout, match="what other threads of this process wrote before has no answer"):
+                waiting.result(10)
+        way.open()
+        with two.lock(timeout=5):
+            assert two.count == 0
+        one.unlink()
+
+
 def test_events_of_what_a_lock_showed_are_told_afterwards(one: Counter, two: Counter) -> None:
     """No user code runs inside `acquire`."""
     inside: list[str] = []

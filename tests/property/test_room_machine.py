@@ -65,7 +65,7 @@ ALSO = {
     "refused by the author": ("locked", "lock-lost"),
     "answered": ("applied", "withdrawn", "out-of-bounds", "value-mismatch", "locked", "lock-lost", "forbidden"),
     "freed": ("released", "expired", "broken", "gone"),
-    "locks": ("held", "released", "expired", "broken", "unknown", "taken"),
+    "locks": ("held", "disturbed", "released", "expired", "broken", "unknown", "taken"),
     "received": tuple(traffic.of_server(kind) for kind in get_args(Downstream)),
     "sent": (*(traffic.of_client(kind) for kind in get_args(Upstream)), "splice"),
 }

@@ -331,6 +331,10 @@ class Client:
                 then = store.history[tenure.fence].seen(self.page)[1][state]
                 here = self.replica.states[state].values
                 assert {trait: here[trait] for trait in then} == then, f"G6: {self.boot} holds {tenure} and sees other values"
+                looks = {trait: self.replica.value(state, trait) for trait in then}
+                assert looks == then, f"G6: {self.boot} holds {tenure} and shows {looks}"
+        elif tenure.phase == "granted":
+            self.world.count("locks", "disturbed")
         elif tenure.phase == "over" and tenure.fence:
             span = store.locks.spans[tenure.fence]
             assert span.until is not None, f"G7: {self.boot} gives up {tenure}, and holds it"
@@ -412,7 +416,7 @@ class Client:
         for state in dict.fromkeys(op.state for op in ops):
             tenure = self.kept.get((self.thread, lock_of(state)))
             holder = self.replica.locks.get(lock_of(state))
-            if tenure is not None and tenure.fence:
+            if tenure is not None and tenure.fence and tenure.phase != "granted":
                 if tenure.phase != "held" and not self.stubborn:
                     raise LockLost(f"the lock of {state} was lost")
                 fences[state] = tenure.fence

@@ -36,10 +36,12 @@ class Stalling:
         if down:
             self._down.clear()
 
-    def open(self) -> None:
-        """Let everything through that waits."""
-        self._up.set()
-        self._down.set()
+    def open(self, *, up: bool = True, down: bool = True) -> None:
+        """Let everything through that waits for the server (`up`) or comes from it (`down`)."""
+        if up:
+            self._up.set()
+        if down:
+            self._down.set()
 
     def cut(self) -> None:
         """End every connection that goes through here."""

@@ -29,6 +29,7 @@ from sharedwidgets.core.replica import News, Replica
 from support.build import SCHEMA, VALUES, entry, put
 
 S = LockName(kind="state", name="S")
+NAMED = LockName(kind="named", name="fit")
 
 
 class Process:
@@ -101,6 +102,70 @@ def test_h24_a_claim_waits_for_what_was_written_before_it_and_for_nothing_else(p
     assert process.due() == []
     process.happens(Set(state="S", path=("count",), value=1), decided=push.n)
     assert [type(word) for word in process.due()] == [Acquire]
+
+
+@pytest.mark.parametrize("fences", [{}, {"S": 1}])
+@pytest.mark.parametrize("refused", [False, True])
+def test_g06_h22_a_lock_is_held_when_its_state_shows_only_what_its_owner_may_see(
+    process: Process, fences: dict[str, int], refused: bool
+) -> None:
+    """Another thread of the process wrote while the grant was on its way; the lock it may have had is over."""
+    tenure = process.want()
+    process.due()
+    process.replica.write([put("count", 100)], fences=fences)
+    (push,) = process.replica.take(9)
+    assert process.happens(granted("o")) == [tenure]
+    fence = process.replica.seq
+    assert (tenure.phase, tenure.fence, process.claims.held) == ("granted", fence, ())
+    # It is kept alive all the same, and what its owner writes under it is no reason to wait.
+    assert process.claims.renewals([tenure]) == [Renew(room="r", lock=S, owner="o", fence=fence)]
+    process.replica.write([put("title", "mine")], fences={"S": fence})
+    if refused:
+        nack = Nack(room="r", n=push.n, problem=Problem(code="locked", message="no"))
+        assert process.heard(process.replica.receive(nack), anew=False) == [tenure]
+    else:
+        assert process.happens(decided=push.n) == [tenure]
+    assert (tenure.phase, tenure.fence, process.claims.held, process.due()) == ("held", fence, (tenure,), [])
+    assert process.replica.value("S", "count") == 0
+
+
+def test_g06_what_a_lock_does_not_cover_and_what_shows_nowhere_does_not_keep_its_owner_waiting(process: Process) -> None:
+    state, named = process.want("a"), process.claims.want(NAMED, "b", 15.0, "kernel a")
+    process.due()
+    process.replica.ask([put("count", 1)])
+    process.happens(granted("a"))
+    assert state.phase == "held"
+    process.replica.write([put("count", 2)])
+    process.happens(Granted(lock=NAMED, member="m", owner="b", label="kernel a", lease=15.0))
+    assert named.phase == "held"
+
+
+def test_a_grant_that_is_over_before_its_owner_could_look_is_asked_for_again(process: Process) -> None:
+    tenure = process.want()
+    process.due()
+    process.replica.write([put("count", 100)])
+    (push,) = process.replica.take(9)
+    process.happens(granted("o"))
+    first = tenure.fence
+    assert process.happens(freed(first, "expired")) == [tenure]
+    assert (tenure.phase, tenure.fence, tenure.lost) == ("wanted", 0, False)
+    assert [type(word) for word in process.due()] == [Acquire]
+    assert process.happens(granted("o")) == [tenure]
+    # Over and granted again in one frame is another grant, too.
+    fence = process.replica.seq
+    assert process.happens(freed(fence, "expired"), granted("o"), decided=push.n) == [tenure]
+    assert (tenure.phase, tenure.fence) == ("held", fence + 1)
+
+
+def test_h23_a_grant_that_nobody_waits_for_any_more_is_given_back(process: Process) -> None:
+    tenure = process.want()
+    process.due()
+    process.replica.write([put("count", 100)])
+    process.happens(granted("o"))
+    process.claims.leave(tenure)
+    assert process.due() == [Release(room="r", lock=S, owner="o", fence=tenure.fence)]
+    assert process.happens(freed(tenure.fence)) == [tenure]
+    assert (tenure.end, tenure.lost) == ("released", False)
 
 
 def test_its_end_is_said_behind_what_was_written_under_it(process: Process) -> None:
