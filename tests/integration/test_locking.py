@@ -669,6 +669,75 @@ def test_a_kernel_restarted_while_it_holds_frees_it_at_once(server: LiveServer, 
             assert time.monotonic() - killed < 2.0
 
 
+THREADS = """
+import threading
+tried, raised, refused = ({"count": 0, "other": 0} for _ in range(3))
+codes, errors, stop = set(), [], threading.Event()
+
+def note(change):
+    refused[change.name] += 1
+    codes.add(change.problem.code)
+
+c.observe(note, type="rejected")
+
+def contend():
+    try:
+        for _ in range(25):
+            with c.lock(lease=30):
+                before = c.count
+                time.sleep(0.001)
+                c.count = before + 1
+            # The third one gets to write between.
+            last = sum(tried.values()) + 2
+            while sum(tried.values()) < last:
+                time.sleep(0)
+    except BaseException as error:
+        errors.append(repr(error))
+
+def write():
+    while not stop.is_set():
+        trait = ("count", "other")[sum(tried.values()) % 2]
+        tried[trait] += 1
+        try:
+            if trait == "count":
+                c.increment("count")
+            else:
+                c.other = tried["other"]
+        except Locked:
+            raised[trait] += 1
+        # One push for each: sums that wait are added up.
+        c.flush()
+
+contending, writing = [threading.Thread(target=contend) for _ in range(2)], threading.Thread(target=write)
+for thread in (*contending, writing):
+    thread.start()
+for thread in contending:
+    thread.join()
+stop.set()
+writing.join()
+"""
+
+
+def test_h22_two_threads_of_a_kernel_contend_while_a_third_writes_without_the_lock(
+    server: LiveServer, two: Counter, token: str
+) -> None:
+    """G6: every write was taken, or its author was told that it was not."""
+    with Kernel(server) as kernel:
+        kernel.run(KERNEL.format(token=token))
+        kernel.run(THREADS, timeout=120)
+        assert kernel.value("errors") == []
+        # Made, of each round under the lock a grant, a write and an end, and what was taken of the third's.
+        taken = seq(server, token) - 1 - 3 * 50
+        eventually(lambda: kernel.value("sum(tried.values()) - sum(raised.values()) - sum(refused.values())") == taken)
+        tried, raised, refused, codes = kernel.value("[tried, raised, refused, [*codes]]")
+        sums = tried["count"] - raised["count"] - refused["count"]
+        assert two.wait_until(lambda: two.count == 50 + sums, 10)
+        eventually(lambda: kernel.value("[c.pull().count, c.other]") == [50 + sums, two.other])
+        assert 0 < sums < tried["count"]
+        assert 0 < taken - sums < tried["other"]
+        assert set(codes) <= {"locked"}
+
+
 @pytest.mark.parametrize("kind", PYTHONS)
 def test_a_lock_is_held_past_the_end_of_its_cell(server: LiveServer, token: str, kind: str) -> None:
     """In ipykernel 7 each cell is a task of its own; to its user they are one thread that goes on."""
