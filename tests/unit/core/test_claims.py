@@ -44,9 +44,8 @@ class Process:
 
     def snapshot(self, *locks: LockImage, decided: int = 0) -> list[Tenure]:
         image = StateImage(schema=SCHEMA, values=VALUES)
-        message = Snapshot(
-            room="r", incarnation="i", epoch="e1", seq=self.replica.seq + 1, states={"S": image}, locks=locks, decided=decided
-        )
+        seq, states = self.replica.seq + 1, {"S": image, "T": image}
+        message = Snapshot(room="r", incarnation="i", epoch="e1", seq=seq, states=states, locks=locks, decided=decided)
         return self.heard(self.replica.receive(message), anew=True)
 
     def happens(self, *ops: EntryOp, decided: int = 0) -> list[Tenure]:
@@ -180,6 +179,22 @@ def test_its_end_is_said_behind_what_was_written_under_it(process: Process) -> N
     assert process.due() == []
     assert process.happens(freed(tenure.fence)) == [tenure]
     assert (tenure.phase, tenure.end, tenure.lost, process.claims.idle) == ("over", "released", False, True)
+
+
+@pytest.mark.parametrize("fences", [{}, {"T": 7}])
+def test_h28_its_end_waits_for_nothing_that_was_written_under_no_fence_or_another(
+    process: Process, fences: dict[str, int]
+) -> None:
+    """A write of another state is on its way, by another thread."""
+    tenure = process.held()
+    process.replica.write([put("count", 1)], fences={"S": tenure.fence})
+    process.replica.write([put("title", "of another thread", state="T")], fences=fences)
+    mine, _ = process.replica.take(9)
+    process.claims.leave(tenure)
+    assert process.due() == []
+    process.happens(Set(state="S", path=("count",), value=1), decided=mine.n)
+    assert process.replica.undecided == 1
+    assert process.due() == [Release(room="r", lock=S, owner="o", fence=tenure.fence)]
 
 
 def test_writes_under_different_fences_are_never_merged(process: Process) -> None:
