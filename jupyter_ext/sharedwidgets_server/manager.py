@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 import uuid
 from collections import deque
@@ -242,8 +243,10 @@ class RoomManager:
         self.store = store
         self.limits = limits
         self._clock = clock
-        # Seconds the loop was held up: nobody could be heard meanwhile, and no deadline runs (H26).
+        # Seconds the loop was held up: nobody could be heard meanwhile, and no deadline runs (H26). It is held up once more
+        # when a look at the clock is long due, and what is decided until then must not count that.
         self._stalled = 0.0
+        self._look_due = math.inf
         self.wall = wall
         self.registry = Registry(limits.rooms, room_ttl)
         self.tombstones = Tombstones()
@@ -257,7 +260,12 @@ class RoomManager:
 
     def clock(self) -> float:
         """Monotonic seconds, less those in which this server heard nobody."""
-        return self._clock() - self._stalled
+        return self._clock() - self._stalled - self._late()
+
+    def _late(self) -> float:
+        """Seconds for which the loop is held up by now."""
+        late = time.monotonic() - self._look_due
+        return late if late > STALL_SECONDS else 0.0
 
     def start(self) -> None:
         """Begin to keep time; needs a running loop."""
@@ -506,11 +514,10 @@ class RoomManager:
             due = [queue.deadline - now for queue in self._queues.values() if queue.deadline is not None]
             rest = [1.0, self.limits.away_seconds / 4, self.limits.heartbeat_seconds / 4]
             pause = min([*rest, *(seconds for seconds in due if seconds > 0)])
-            began = time.monotonic()
+            self._look_due = time.monotonic() + pause
             await asyncio.sleep(pause)
-            late = time.monotonic() - began - pause
-            if late > STALL_SECONDS:
-                self._stalled += late
+            self._stalled += self._late()
+            self._look_due = math.inf
             now = self.clock()
             for queue in list(self._queues.values()):
                 queue.look_at_clock(now)

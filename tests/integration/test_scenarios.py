@@ -10,8 +10,12 @@ import asyncio
 import contextlib
 import itertools
 import math
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -719,6 +723,42 @@ def test_s31_a_long_hold_is_noticed_and_ends(quick: LiveServer, token: str) -> N
     assert told == [lock]
     with two.lock(timeout=5):
         two.count = 1
+
+
+def test_h26_a_server_that_was_stopped_takes_nobodys_lease(tmp_path: Path, token: str) -> None:
+    """Longer than two leases: what its holder said meanwhile lies there unread, and counts."""
+    numbers = {"lease_seconds": 1.5, "heartbeat_seconds": 0.5, "dead_seconds": 30.0}
+    with LiveServer(tmp_path, limits(**numbers)) as server, Onlookers(server) as onlookers:
+        one = Counter().link_to(token, server=server.url, credential=server.credential)
+        two = Counter().link_to(token, server=server.url, credential=server.token)
+        script = onlookers.script(token)
+        found: list[int] = []
+
+        def wait() -> None:
+            with two.lock(timeout=20):
+                found.append(two.count)
+                two.count += 1
+
+        waiter = threading.Thread(target=wait)
+        with one.lock() as held:
+            waiter.start()
+            eventually(lambda: held.waiters)
+            fence = held.fence
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                time.sleep(4)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            one.count = 5
+            one.flush()
+            assert (held.held, held.fence, found) == (True, fence, [])
+        waiter.join(20)
+        assert found == [5]
+        decided(one, two)
+        assert (one.count, script.steps("count")) == (6, [5, 6])
+        ops = [op for message in script.peer.all(Entries) for entry in message.entries for op in entry.ops]
+        assert [op.reason for op in ops if isinstance(op, Freed)] == ["released", "released"]
+        close_connections()
 
 
 def test_s32_numbers_that_cannot_be_are_refused(one: Counter) -> None:

@@ -12,25 +12,31 @@ import pytest
 import pytest_asyncio
 
 from sharedwidgets.core.protocol import (
+    Acquire,
     Bye,
     Entries,
     Failure,
+    Freed,
     Inc,
     Join,
     Joined,
     Leave,
     Limits,
+    LockName,
     Member,
     Members,
     Nack,
     Ping,
     Pong,
+    Push,
+    Release,
     Resend,
     Resume,
     Set,
     Slow,
     Snapshot,
     TraitSchema,
+    Waiting,
 )
 from sharedwidgets.core.registry import TOMBSTONE_SECONDS
 from sharedwidgets.core.room import Author
@@ -1043,6 +1049,33 @@ async def test_h26_a_server_that_was_held_up_takes_nobody_for_silent(benches: Ca
     await asyncio.sleep(0.05)
     assert not ana.ended
     assert not ana.all(Bye)
+
+
+@pytest.mark.parametrize("amid", [False, True], ids=["idle", "amid work"])
+async def test_h26_leases_stand_still_while_the_server_is_held_up(bench: Bench, amid: bool) -> None:
+    """Whether what it was told last lay there when that began, or all of it came meanwhile."""
+    bench.manager._clock = time.monotonic
+    ana, bob, name = await bench.joined("ana"), await bench.joined("bob"), LockName(kind="state", name="S")
+    await ana.say(Acquire(id=2, room="r", lock=name, owner="main", lease=1.0))
+    await ana.until(lambda: name in ana.replica.locks)
+    await bob.say(Acquire(id=2, room="r", lock=name, owner="main", lease=1.0))
+    await bob.next(Waiting, lambda message: message.waiters == ("bob",))
+    fence = ana.replica.locks[name].fence
+    under = Push(room="r", n=1, ops=(add(),), fences={"S": fence})
+    if amid:
+        # Decided in the same turn of the loop, before any timer is looked at.
+        asyncio.get_running_loop().call_soon(time.sleep, 1.5)
+        await ana.say(under)
+    else:
+        time.sleep(1.5)  # noqa: ASYNC251 - the very thing
+        await asyncio.sleep(0.05)
+        await ana.say(under)
+    await bob.until(lambda: bob.replica.view("S")["count"] == 1)
+    assert (bob.replica.locks[name].fence, ana.all(Nack)) == (fence, [])
+    await ana.say(Release(room="r", lock=name, owner="main", fence=fence))
+    await bob.until(lambda: bob.replica.locks[name].member == "bob")
+    entries = [op for message in bob.all(Entries) for entry in message.entries for op in entry.ops]
+    assert [op.reason for op in entries if isinstance(op, Freed)] == ["released"]
 
 
 async def test_forgotten_marks_leave_the_store_too(benches: Callable[..., Bench]) -> None:
