@@ -1524,6 +1524,28 @@ def test_h27_a_boot_that_waits_and_lives_keeps_its_place(room: Room) -> None:
     assert waiting(room.process("k1", alive=False, now=later(12))) == [()]
 
 
+@pytest.mark.parametrize("how", ["connected", "lost as well"])
+def test_h25_the_end_of_an_older_boot_leaves_the_lock_of_a_newer_one(room: Room, how: str) -> None:
+    """A kernel that was restarted has the same id, and may be back before the death of its old process is noticed."""
+    newer = author("k3", member="m-k1")
+    room.receive(newer, join(), NOW)
+    room.receive(K1, acquire("fit", lock=FIT, lease=600.0), NOW)
+    room.receive(newer, acquire(lease=600.0), NOW)
+    fence = room.seq
+    room.disconnect("k1", NOW)
+    if how == "lost as well":
+        room.disconnect("k3", NOW)
+    assert entry_ops(room.process("k1", alive=False, now=NOW)) == [Freed(lock=FIT, fence=2, reason="gone")]
+    assert [(image.lock, image.fence, image.owner) for image in room.held_locks] == [(LOCK, fence, "o")]
+    assert [item.state for item in room.members if item.id == "m-k1"] == ["live" if how == "connected" else "away"]
+    if how == "lost as well":
+        # What is known of the one is not known of the other: it comes back, and holds what it held.
+        back = Resume(room="r", incarnation=room.incarnation, epoch=room.epoch, seq=room.seq)
+        room.receive(newer, back, NOW)
+    assert entry_ops(room.receive(newer, under(1, fence, put("count", 7)), NOW))[0].value == 7
+    assert code(room.receive(K2, push(1, put("count", 1)), NOW)) == "locked"
+
+
 @pytest.mark.parametrize("how", ["process", "leave", "away"])
 def test_h09_an_end_that_the_store_did_not_take_frees_what_was_held(room: Room, how: str) -> None:
     def end(room: Room) -> list[Effect]:
