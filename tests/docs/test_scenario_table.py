@@ -16,12 +16,12 @@ def rows() -> list[list[str]]:
 
 
 def functions() -> list[str]:
-    """The tests of scenarios there are."""
+    """The tests of scenarios there are; beside them are some of hard cases."""
     found: list[str] = []
     for name in FILES:
         body = ast.parse((TESTS / name).read_text(encoding="utf-8")).body
         found += [item.name for item in body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    return [name for name in found if name.startswith("test_")]
+    return [name for name in found if name.startswith("test_s")]
 
 
 def test_every_scenario_is_in_the_table_once() -> None:

@@ -220,37 +220,29 @@ def test_s08_a_kernel_that_links_in_its_first_cell_has_everything(
 READY = """
 c.room["Counter"].increment("changes")
 c.flush()
-assert c.wait_until(lambda: c.who == "go", 20)
+assert c.wait_until(lambda: c.who == "go {round}", 20)
 """
 
 
-def together(trio: Trio, page: Onlooker, code: str) -> None:
+def together(trio: Trio, page: Onlooker, code: str, round: int = 1) -> None:
     """Run a cell in each at the same time: when all of them are ready."""
-    cells = [(kernel, kernel.start(READY + code)) for kernel in trio]
-    page.shows(changes=3)
-    page.write(who="go")
+    cells = [(kernel, kernel.start(READY.format(round=round) + code)) for kernel in trio]
+    page.shows(changes=3 * round)
+    page.write(who=f"go {round}")
     for kernel, cell in cells:
         kernel.finish(cell)
 
 
-def test_s10_tasks_with_the_lock_in_three_kernels_lose_nothing(
-    trio: Trio, server: LiveServer, onlookers: Onlookers, token: str
-) -> None:
-    for kernel in trio:
-        kernel.run(f"c = made(Counter, {token!r}); notes = made(Notes)")
-    trio.one.run("c.count = 3; c.flush()")
-    pages = [onlookers.page(token) for _ in range(3)]
-    together(
-        trio,
-        pages[0],
-        """
+# Five tasks that reach the shared object under the lock of a private one, and a thread under the shared one's own.
+UNDER_LOCKS = """
 async def by_a_private_widget():
-    for number in range(5):
-        notes.note = f"at {number}"
+    async with notes.lock():
+        done = len(notes.note)
         async with c.lock():
             before = c.count
             await asyncio.sleep(0)
             c.count = before + 1
+        notes.note = "x" * (done + 1)
 
 def by_the_shared_one():
     for _ in range(5):
@@ -259,16 +251,37 @@ def by_the_shared_one():
 
 thread = threading.Thread(target=by_the_shared_one)
 thread.start()
-await asyncio.create_task(by_a_private_widget())
+await asyncio.gather(*(by_a_private_widget() for _ in range(5)))
 thread.join()
 c.flush()
-""",
-    )
-    for page in pages:
-        page.shows(count=33)
-        assert page.steps("count") == list(range(4, 34))
+"""
+
+
+def three_with_counters(trio: Trio, onlookers: Onlookers, token: str) -> list[Onlooker]:
+    """A counter at 3 in a room of all three, and a page for each."""
     for kernel in trio:
-        comes_to(kernel, "[c.count, c.locked_by is None]", [33, True])
+        kernel.run(f"c = made(Counter, {token!r}); notes = made(Notes)")
+    trio.one.run("c.count = 3; c.flush()")
+    return [onlookers.page(token) for _ in range(3)]
+
+
+def all_agree(trio: Trio, pages: list[Onlooker], server: LiveServer, token: str, count: int) -> None:
+    """Each step from 4 on was seen once by every page, and pages, kernels and REST show the same."""
+    for page in pages:
+        page.shows(count=count)
+        assert page.steps("count") == list(range(4, count + 1))
+    for kernel in trio:
+        comes_to(kernel, "[c.count, c.locked_by is None, notes.note, notes.linked_to]", [count, True, "xxxxx", None])
+    found = room(server, token)
+    assert (found["states"]["Counter"]["values"]["count"], found["locks"], "Notes" in found["states"]) == (count, [], False)
+
+
+def test_s10_tasks_with_the_lock_in_three_kernels_lose_nothing(
+    trio: Trio, server: LiveServer, onlookers: Onlookers, token: str
+) -> None:
+    pages = three_with_counters(trio, onlookers, token)
+    together(trio, pages[0], UNDER_LOCKS)
+    all_agree(trio, pages, server, token, 33)
     # Made, set to 3, four for the start, and of each of 30 rounds a grant, a write and an end.
     assert seq(server, token) == 2 + 4 + 3 * 30
 
@@ -276,10 +289,9 @@ c.flush()
 def test_s11_callbacks_that_send_each_step_in_three_kernels_lose_nothing(
     trio: Trio, server: LiveServer, onlookers: Onlookers, token: str
 ) -> None:
-    for kernel in trio:
-        kernel.run(f"c = made(Counter, {token!r})")
-    trio.one.run("c.count = 33; c.flush()")
-    pages = [onlookers.page(token) for _ in range(3)]
+    """After the rounds of the tenth, in the same room: 45 more."""
+    pages = three_with_counters(trio, onlookers, token)
+    together(trio, pages[0], UNDER_LOCKS)
     for kernel in trio:
         kernel.run(
             """
@@ -290,13 +302,9 @@ def step(change):
 c.observe(step, "draft")
 """
         )
-    together(trio, pages[0], "c.draft = 'go'")
-    for page in pages:
-        page.shows(count=48)
-        assert page.steps("count") == list(range(34, 49))
-    for kernel in trio:
-        comes_to(kernel, "c.count", 48)
-    assert seq(server, token) == 2 + 4 + 15
+    together(trio, pages[0], "c.draft = 'go'", round=2)
+    all_agree(trio, pages, server, token, 48)
+    assert seq(server, token) == 2 + 4 + 3 * 30 + 4 + 15
 
 
 # --- what must not be lost
@@ -345,33 +353,36 @@ def test_s63_two_classes_in_one_room(pair: tuple[Kernel, Kernel], server: LiveSe
 
 
 def test_s64_linked_in_the_opposite_order_they_neither_hang_nor_lose(trio: Trio, server: LiveServer, token: str) -> None:
-    """Sums, and read, change and write under both locks, each named in its own order."""
+    """Fifty times linked, locked, written and left again, by both at once, each in its own order."""
     rooms = [f"{token}-{name}" for name in "ab"]
-    trio.one.run(f"a = made(Counter, {rooms[0]!r}); b = made(Counter, {rooms[1]!r}); mine = (a, b)")
-    trio.two.run(f"b = made(Counter, {rooms[1]!r}); a = made(Counter, {rooms[0]!r}); mine = (b, a)")
-    # Another class for what is summed up: its state is not the one that is locked.
     for kernel in trio[:2]:
-        kernel.run("sums = [state.room.define('Sums', count=0) for state in mine]")
+        kernel.run("first, second = made(Counter), made(Counter)")
+    # A sum that needs no lock, beside what is read, changed and written under both: in another state, that nobody locks.
     work = """
 for number in range(50):
-    for each in sums:
-        each.increment("count")
-    if number % 5 == 0:
-        with lock(*mine, timeout=20):
-            for state in mine:
-                state.other += 1
-for state in mine:
-    state.flush()
+    for state, room in ((first, {0!r}), (second, {1!r})):
+        state.link_to(room)
+        state.room.define("Sums", count=0).increment("count")
+    with lock(first, second, timeout=20):
+        for state in (first, second):
+            state.other += 1
+    for state in (first, second):
+        state.unlink()
 """
-    cells = [(kernel, kernel.start(work)) for kernel in trio[:2]]
+    orders = zip(trio[:2], (rooms, rooms[::-1]), strict=True)
+    # Both are begun before either is waited for.
+    cells = [(kernel, kernel.start(work.format(*order))) for kernel, order in orders]
     for kernel, cell in cells:
-        kernel.finish(cell, 30)
+        kernel.finish(cell, 60)
     for name in rooms:
         found = room(server, name)
         values = {state: image["values"] for state, image in found["states"].items()}
-        assert (values["Sums"], values["Counter"]["other"], found["locks"]) == ({"count": 100}, 20, [])
+        assert (values["Sums"], values["Counter"]["other"], found["locks"]) == ({"count": 100}, 100, [])
+        assert found["members"] == []
     for kernel in trio[:2]:
-        comes_to(kernel, "[a.other, b.other, [each['count'] for each in sums]]", [20, 20, [100, 100]])
+        for name in rooms:
+            kernel.run(f"first.link_to({name!r})")
+            assert kernel.value("[first.other, first.room['Sums']['count']]") == [100, 100]
 
 
 def test_s65_a_link_that_fails_changes_nothing(
