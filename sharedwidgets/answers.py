@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
-from sharedwidgets import host
+from sharedwidgets import host, order
 from sharedwidgets.connection import Connection
 from sharedwidgets.core.claims import Tenure
 from sharedwidgets.core.protocol import LockName, Op
 from sharedwidgets.core.replica import Pending
-from sharedwidgets.errors import Closed, LinkTimeout, LockTimeout, from_code
+from sharedwidgets.errors import Closed, LinkTimeout, LockTimeout, WrongThread, from_code
 from sharedwidgets.links import Session
 
 # How long an answer is waited for.
@@ -31,14 +31,18 @@ def acquire(
 
     Raises
     ------
-    LockTimeout, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread, Closed, Forked
+    LockTimeout, LockOrder, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread, Closed, Forked
     """
     connection.check_may_wait()
+    if wait:
+        _check_not_in_the_way(connection, session, lock)
     tenure, future = claimed(connection, session, lock, lease, wait=wait)
     try:
         if future is not None:
             _wait(future, timeout)
-        return settled(connection, session, tenure, timeout)
+        held = settled(connection, session, tenure, timeout)
+        order.note(session.room, lock, held)
+        return held
     except BaseException:
         abandon(connection, session, tenure)
         raise
@@ -52,10 +56,23 @@ async def acquire_async(
     try:
         if future is not None:
             await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout)
-        return settled(connection, session, tenure, timeout)
+        held = settled(connection, session, tenure, timeout)
+        order.note(session.room, lock, held)
+        return held
     except BaseException:
         abandon(connection, session, tenure)
         raise
+
+
+def _check_not_in_the_way(connection: Connection, session: Session, lock: LockName) -> None:
+    with connection.lock:
+        blocked = session.leases.in_the_way(lock)
+    if blocked:
+        raise WrongThread(
+            f"another task of this thread's loop has the lock {lock.name!r} of {session.room!r}, or waits for it, and cannot "
+            "go on while this one blocks the loop: use `async with`, or await acquire_async()",
+            room=session.room,
+        )
 
 
 def claimed(
@@ -63,6 +80,7 @@ def claimed(
 ) -> tuple[Tenure, Future[None] | None]:
     """The claim of the thread or task that runs; without a future it holds the lock already."""
     connection.check_usable()
+    order.check(session.room, lock)
     with connection.lock:
         if session.ended is not None:
             raise from_code(session.ended.code, session.ended.message, room=session.room)
@@ -90,6 +108,8 @@ def abandon(connection: Connection, session: Session, tenure: Tenure) -> bool:
     with connection.lock:
         outermost = session.leases.leave(tenure)
     connection.wake()
+    if outermost:
+        order.given(tenure)
     return outermost
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from sharedwidgets.core.protocol import Kind
 
@@ -17,6 +17,8 @@ from sharedwidgets.core.protocol import Kind
 _FORK_SECONDS = 1.0
 _leaves: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
 # Loops of ours on threads of their own: none is the user's, whoever asks on them.
+# A thread, and the task of its loop.
+Owner: TypeAlias = tuple[int, int]
 _beside: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 _registering = threading.Lock()
 _held: list[threading.Lock] = []
@@ -103,10 +105,18 @@ def current_task() -> asyncio.Task[Any] | None:
     return None if task is None or task in _cell_tasks else task
 
 
-def owner() -> tuple[int, int]:
-    """Who runs here: a thread, or a task of its loop. Each of them has transactions of its own."""
+def owner() -> Owner:
+    """Who runs here. Each thread and each task has locks and transactions of its own."""
     task = current_task()
     return threading.get_ident(), 0 if task is None else id(task)
+
+
+def lives() -> Callable[[], bool]:
+    """Says, from now on, whether the thread or task that runs here could still give back what it takes."""
+    task = current_task()
+    if task is not None:
+        return lambda: not task.done()
+    return threading.current_thread().is_alive
 
 
 def title() -> str:

@@ -6,7 +6,6 @@ All state is guarded by the connection's lock.
 from __future__ import annotations
 
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -21,8 +20,6 @@ from sharedwidgets.errors import Locked, LockLost, LockTimeout, from_code
 
 log = logging.getLogger("sharedwidgets")
 
-# Who runs: a thread, and the task of its loop.
-Owner = tuple[int, int]
 # A lease is renewed when so much of it is gone.
 RENEW_AFTER = 1 / 3
 # How often it is looked whether the owner of a lock lives.
@@ -54,7 +51,7 @@ class Leases:
     def __init__(self, room: str) -> None:
         self.room = room
         self.claims = Claims(room)
-        self._kept: dict[tuple[LockName, Owner], _Kept] = {}
+        self._kept: dict[tuple[LockName, host.Owner], _Kept] = {}
         self._waits: list[tuple[Tenure, tuple[Phase, ...], Future[None]]] = []
 
     # --- of the owner that runs
@@ -74,6 +71,12 @@ class Leases:
             return None
         return kept
 
+    def in_the_way(self, lock: LockName) -> bool:
+        """Whether this thread would wait for itself: another task of its loop has the lock or is before it in the queue."""
+        me = host.owner()
+        others = [kept for (name, owner), kept in self._kept.items() if name == lock and owner[0] == me[0] and owner != me]
+        return any(kept.tenure.phase not in ("leaving", "over") and kept.alive() for kept in others)
+
     def again(self, lock: LockName) -> Tenure | None:
         """Take a lock once more that the thread or task that runs holds already."""
         kept = self._of_me(lock)
@@ -87,7 +90,7 @@ class Leases:
     def want(self, lock: LockName, lease: float, label: str, replica: Replica, *, wait: bool = True) -> Tenure:
         """A claim of the thread or task that runs."""
         tenure = self.claims.want(lock, uuid.uuid4().hex, lease, label, replica.newest(), wait=wait)
-        self._kept[lock, host.owner()] = _Kept(tenure, _alive())
+        self._kept[lock, host.owner()] = _Kept(tenure, host.lives())
         return tenure
 
     def leave(self, tenure: Tenure) -> bool:
@@ -238,12 +241,3 @@ class Leases:
         for _, _, future in done:
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
-
-
-def _alive() -> Callable[[], bool]:
-    """Whether the thread or task that runs now still could give back what it takes."""
-    task = host.current_task()
-    if task is not None:
-        return lambda: not task.done()
-    thread = threading.current_thread()
-    return thread.is_alive

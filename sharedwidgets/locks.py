@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from sharedwidgets import answers, host, leases
+from sharedwidgets import answers, host, order
 from sharedwidgets.core.claims import Tenure
 from sharedwidgets.core.protocol import LockName, Member, shown
 from sharedwidgets.delivery import Delivery, Mode
-from sharedwidgets.errors import LockLost, LockOrder, LockTimeout
+from sharedwidgets.errors import LockLost, LockOrder, LockTimeout, WrongThread
+from sharedwidgets.order import Place
 
 if TYPE_CHECKING:
     from sharedwidgets.connection import Connection
     from sharedwidgets.links import Session
+
+log = logging.getLogger("sharedwidgets")
+
+Stack = TypeVar("Stack")
 
 # How long a lock waits for its turn, for the server's word whether it is free, and for its word that it is free again.
 WAIT_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 RELEASE_SECONDS = 10.0
 _LOOK_SECONDS = 0.01
-
-# What each thread or task has taken of rooms' locks, in the order of taking; what was lost meanwhile counts no more.
-_taken: dict[leases.Owner, list[Lock]] = {}
+# How often it is looked whether whoever has the lock of an unlinked state still lives.
+_DEAD_SECONDS = 0.5
 
 
 class Lockable(Protocol):
-    """What `lock` takes: a `SharedState`, or a `Lock`."""
+    """What `lock` takes: a `SharedState`, a `RoomState`, or a `Lock`."""
 
     def lock(self, timeout: float = ..., lease: float | None = ...) -> Lock:
         """Its lock."""
@@ -40,8 +45,8 @@ class Lockable(Protocol):
 class Lock:
     """Exclusive across every kernel, page and script: leased, fenced, first come first served.
 
-    Made by `SharedState.lock` and `Room.lock`. Each thread and each task is an owner of its own; one that holds a lock may take
-    it again. Use it as ``with`` or ``async with``.
+    Made by `SharedState.lock` and `Room.lock`. Each thread and each task is an owner of its own, and the object says of each
+    what it has; one that holds a lock may take it again, and only it gives it back. Use it as ``with`` or ``async with``.
 
     Parameters
     ----------
@@ -70,15 +75,13 @@ class Lock:
     ) -> None:
         if lease is not None and not 0 < lease <= 86400:
             raise ValueError(f"a lease has more than 0 and at most 86400 seconds, not {lease}")
+        _check_seconds(timeout)
         self._session = session
         self._connection = connection
         self._name = name
         self._timeout = timeout
         self._lease = lease
         self._mode: Mode = mode
-        self._tenure: Tenure | None = None
-        # How often its owner took this very object.
-        self._depth = 0
 
     def __repr__(self) -> str:
         return f"<Lock {self._name.name!r} of {self._session.room!r}, {'held' if self.held else 'not held'}>"
@@ -89,21 +92,33 @@ class Lock:
 
     @property
     def fence(self) -> int:
-        """The number of this grant, higher than that of any before; 0 while it is not held."""
-        return self._tenure.fence if self._tenure is not None and self.held else 0
+        """The number of the grant, higher than that of any before; 0 while it is not held."""
+        tenure = self._tenure
+        return tenure.fence if tenure is not None and self.held else 0
 
     @property
     def held(self) -> bool:
-        """Whether it is held, as far as this process knows."""
-        return self._tenure is not None and self._tenure.phase == "held" and self.lease_left > 0
+        """Whether the thread or task that runs holds it, as far as this process knows."""
+        return self.lease_left > 0
 
     @property
     def lease_left(self) -> float:
-        """Seconds until the lease runs out if it is not renewed."""
-        if self._tenure is None:
-            return 0.0
+        """Seconds until the lease of the thread or task that runs ends if it is not renewed; 0 when it has none."""
         with self._connection.lock:
-            return self._session.leases.left(self._tenure, time.monotonic())
+            tenure = self._session.leases.mine(self._name)
+            return 0.0 if tenure is None else self._session.leases.left(tenure, time.monotonic())
+
+    @property
+    def _tenure(self) -> Tenure | None:
+        """What the thread or task that runs has of it: held, or lost and not given back."""
+        with self._connection.lock:
+            return self._session.leases.mine(self._name)
+
+    @property
+    def holder(self) -> Member | None:
+        """Who holds it, this process too; None when nobody does."""
+        with self._connection.lock:
+            return self._session.replica.holder(self._name)
 
     @property
     def waiters(self) -> tuple[Member, ...]:
@@ -114,9 +129,10 @@ class Lock:
             return tuple(shown(replica.members[name]) for name in names if name in replica.members)
 
     def check(self) -> None:
-        """Raise `LockLost` unless it is still held."""
-        if self._tenure is None or not self.held:
-            raise self._session.leases.lost(self._tenure) if self._tenure else LockLost("this lock was not taken")
+        """Raise `LockLost` unless the thread or task that runs still holds it."""
+        tenure = self._tenure
+        if not self.held:
+            raise LockLost(_NOT_HERE) if tenure is None else self._session.leases.lost(tenure)
 
     def on_lost(self, callback: Callable[[Lock], object]) -> None:
         """Call back once if the lock is lost before it is given back."""
@@ -142,21 +158,21 @@ class Lock:
         ------
         LockTimeout, LockOrder, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread
         """
-        self._acquire(self._timeout if timeout is None else timeout, wait=True)
+        self._acquire(self._timeout if timeout is None else _check_seconds(timeout), wait=True)
         return self
 
     def _acquire(self, seconds: float, *, wait: bool) -> None:
-        self._check_order()
-        self._tenure = answers.acquire(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
+        self._check_outside()
+        seconds = min(seconds, threading.TIMEOUT_MAX)
+        tenure = answers.acquire(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
         try:
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
                 if time.monotonic() > deadline:
                     raise LockTimeout(_HOLD, room=self._session.room)
                 time.sleep(_LOOK_SECONDS)
-            self._note()
         except BaseException:
-            answers.abandon(self._connection, self._session, self._tenure)
+            answers.abandon(self._connection, self._session, tenure)
             raise
 
     def try_acquire(self) -> bool:
@@ -203,7 +219,7 @@ class Lock:
 
     async def acquire_async(self, timeout: float | None = None) -> Lock:
         """`acquire` that lets the loop run meanwhile."""
-        await self._acquire_async(self._timeout if timeout is None else timeout, wait=True)
+        await self._acquire_async(self._timeout if timeout is None else _check_seconds(timeout), wait=True)
         return self
 
     async def try_acquire_async(self) -> bool:
@@ -215,17 +231,17 @@ class Lock:
         return True
 
     async def _acquire_async(self, seconds: float, *, wait: bool) -> None:
-        self._check_order()
-        self._tenure = await answers.acquire_async(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
+        self._check_outside()
+        seconds = min(seconds, threading.TIMEOUT_MAX)
+        tenure = await answers.acquire_async(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
         try:
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
                 if time.monotonic() > deadline:
                     raise LockTimeout(_HOLD, room=self._session.room)
                 await asyncio.sleep(_LOOK_SECONDS)
-            self._note()
         except BaseException:
-            answers.abandon(self._connection, self._session, self._tenure)
+            answers.abandon(self._connection, self._session, tenure)
             raise
 
     async def release_async(self) -> None:
@@ -247,56 +263,30 @@ class Lock:
         """Give it back without waiting for the server: whoever is interrupted or cancelled is not held up (H23)."""
         answers.abandon(self._connection, self._session, self._given())
 
-    # --- order
-
     @property
     def _covers(self) -> str | None:
         """The state whose traits it covers; the lock of a name may stand for anything in the room."""
         return self._name.name if self._name.kind == "state" else None
 
     @property
-    def order(self) -> tuple[str, str]:
+    def order(self) -> Place:
         """Its place among all locks."""
-        return self._session.room, f"{self._name.kind} {self._name.name}"
+        return order.place(self._session.room, self._name)
 
-    def _check_order(self) -> None:
-        """Locks are taken in one order everywhere, so that no two owners wait for each other."""
-        taken = [item.order for item in _taken.get(host.owner(), []) if item.held]
-        if self.order in taken:
-            return
-        if taken and max(taken) > self.order:
-            room, name = max(taken)
-            raise LockOrder(
-                f"{self._name.name!r} of {self._session.room!r} comes before {name.partition(' ')[2]!r} of {room!r}, held: "
-                "take both at once with lock(a, b), which knows the order",
-                room=self._session.room,
-            )
-        if self._session.grouping():
+    def _check_outside(self) -> None:
+        if self._session.grouping() and not self.held:
             raise LockOrder(
                 "a lock is taken outside of a transaction or hold, and the transaction inside of it", room=self._session.room
             )
 
-    def _note(self) -> None:
-        held = [item for item in _taken.get(host.owner(), []) if item.held]
-        _taken[host.owner()] = [*held, self]
-        self._depth += 1
-
     def _given(self) -> Tenure:
-        owner = host.owner()
-        taken = _taken.get(owner, [])
-        if self in taken:
-            taken.remove(self)
-            if not taken:
-                _taken.pop(owner, None)
         tenure = self._tenure
         if tenure is None:
-            raise LockLost("this lock is not held here; acquire() it first")
-        self._depth -= 1
-        if self._depth <= 0:
-            self._tenure, self._depth = None, 0
+            raise LockLost(_NOT_HERE)
         return tenure
 
 
+_NOT_HERE = "this lock is not held here: the thread or task that took it has it, and gives it back; acquire() it first"
 _HOLD = "another thread's hold or transaction keeps the traits from showing what came before the lock; end it first"
 
 
@@ -305,29 +295,49 @@ class Mutex:
 
     def __init__(self) -> None:
         self._free = threading.Condition()
-        self._owner: leases.Owner | None = None
+        self._owner: host.Owner | None = None
+        self._lives: Callable[[], bool] = lambda: False
         self._depth = 0
 
     def acquire(self, timeout: float) -> bool:
-        """Whether it is this thread's or task's now."""
+        """Whether it is this thread's or task's now.
+
+        Raises
+        ------
+        WrongThread
+            Another task of this thread's loop has it, and cannot give it back while this one waits.
+        """
         me = host.owner()
+        deadline = time.monotonic() + timeout
         with self._free:
-            if self._owner != me and not self._free.wait_for(lambda: self._owner is None, timeout):
-                return False
-            self._owner = me
+            while self._owner is not None and not self.mine and self._lives():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if self._owner[0] == me[0]:
+                    raise WrongThread(
+                        "another task of this thread's loop has the lock, and cannot give it back while this one blocks the "
+                        "loop: use `async with`, or await acquire_async()"
+                    )
+                # Nobody says that a thread has ended.
+                self._free.wait(min(left, _DEAD_SECONDS))
+            if not self.mine:
+                if self._owner is not None:
+                    log.warning("whoever held the lock of a state has ended and did not give it back")
+                self._owner, self._lives, self._depth = me, host.lives(), 0
             self._depth += 1
             return True
 
     @property
     def mine(self) -> bool:
         """Whether the thread or task that runs has it."""
-        return self._owner == host.owner()
+        return self._owner == host.owner() and self._lives()
 
     def release(self) -> None:
         """Give it back."""
         with self._free:
             if not self.mine:
-                raise LockLost("this lock is not held here; acquire() it first")
+                raise LockLost(_NOT_HERE)
             self._depth -= 1
             if self._depth == 0:
                 self._owner = None
@@ -386,7 +396,7 @@ class LocalLock:
     def check(self) -> None:
         """Raise `LockLost` unless it is held."""
         if not self.held:
-            raise LockLost("this lock is not held here; acquire() it first")
+            raise LockLost(_NOT_HERE)
 
     def on_lost(self, callback: Callable[[LocalLock], object]) -> None:
         """A local lock is never lost."""
@@ -415,30 +425,43 @@ class Locks:
 
     def __init__(self, locks: Sequence[Lock]) -> None:
         self._locks = sorted(locks, key=lambda lock: lock.order)
-        self._stack = ExitStack()
-        self._async_stack = AsyncExitStack()
+        # By thread or task, innermost last.
+        self._stacks: dict[host.Owner, list[ExitStack]] = {}
+        self._async_stacks: dict[host.Owner, list[AsyncExitStack]] = {}
 
     def __enter__(self) -> Locks:
         with ExitStack() as stack:
             for item in self._locks:
                 stack.enter_context(item)
-            self._stack = stack.pop_all()
+            self._stacks.setdefault(host.owner(), []).append(stack.pop_all())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, traceback)
+        _innermost(self._stacks).__exit__(kind, error, traceback)
 
     async def __aenter__(self) -> Locks:
         async with AsyncExitStack() as stack:
             for item in self._locks:
                 await stack.enter_async_context(item)
-            self._async_stack = stack.pop_all()
+            self._async_stacks.setdefault(host.owner(), []).append(stack.pop_all())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._async_stack.__aexit__(kind, error, traceback)
+        await _innermost(self._async_stacks).__aexit__(kind, error, traceback)
+
+
+def _innermost(stacks: dict[host.Owner, list[Stack]]) -> Stack:
+    """Take the innermost of the thread or task that runs."""
+    me = host.owner()
+    mine = stacks.get(me)
+    if not mine:
+        raise LockLost(_NOT_HERE)
+    innermost = mine.pop()
+    if not mine:
+        del stacks[me]
+    return innermost
 
 
 def lock(*things: Lockable, timeout: float = WAIT_SECONDS, lease: float | None = None) -> Locks:
@@ -449,8 +472,20 @@ def lock(*things: Lockable, timeout: float = WAIT_SECONDS, lease: float | None =
     TypeError
         One of them is a state that is not linked.
     """
-    locks = [thing.lock(timeout, lease) for thing in things]
-    for item in locks:
-        if not isinstance(item, Lock):
-            raise TypeError("lock() takes states that are linked, and locks of rooms; link them first")
-    return Locks(locks)
+    return Locks([_linked(thing, timeout, lease) for thing in things])
+
+
+def _linked(thing: Lockable, timeout: float, lease: float | None) -> Lock:
+    found = thing.lock(timeout, lease) if isinstance(thing, Lock) or hasattr(thing, "locked_by") else None
+    if not isinstance(found, Lock):
+        raise TypeError(
+            f"lock() takes states that are linked, and locks of rooms such as room.lock('fit'), not {type(thing).__name__}; "
+            "link a state first"
+        )
+    return found
+
+
+def _check_seconds(timeout: float) -> float:
+    if not timeout >= 0:
+        raise ValueError(f"a timeout is a number of seconds, 0 or more, not {timeout}")
+    return timeout

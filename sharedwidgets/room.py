@@ -228,14 +228,18 @@ class Room(Mapping[str, "RoomState"]):
         timeout, lease : float
             As for `SharedState.lock`.
         """
-        self._check_open()
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a lock is text, not {type(name).__name__}")
         if not 0 < len(text(name)) <= MAX_NAME:
             raise InvalidValue(f"the name of a lock has 1 to {MAX_NAME} characters, not {len(name)}", room=self.token)
+        return self._lock_of(LockName(kind="named", name=name), timeout, lease)
+
+    def _lock_of(self, name: LockName, timeout: float, lease: float | None) -> Lock:
+        self._check_open()
         # Loaded by who locks: importing this library is to cost little.
         from sharedwidgets.locks import Lock
 
-        asked = LockName(kind="named", name=name)
-        return Lock(self._connection, self._session, asked, timeout=timeout, lease=lease, mode=self._mode)
+        return Lock(self._connection, self._session, name, timeout=timeout, lease=lease, mode=self._mode)
 
     def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
         """Call back for each trait that changed, own writes apart; the newest value counts, some in between may be skipped.
@@ -500,6 +504,15 @@ class RoomState(Mapping[str, Value]):
 
     def __repr__(self) -> str:
         return f"<{self._name} in {self._room.token!r}: {dict(self)!r}>"
+
+    def lock(self, timeout: float = 30.0, lease: float | None = None) -> Lock:
+        """The lock of this state, as `SharedState.lock` gives it: while it is held nobody else writes the state."""
+        return self._room._lock_of(LockName(kind="state", name=self._name), timeout, lease)
+
+    @property
+    def locked_by(self) -> Member | None:
+        """Who holds the lock of this state, this process too; None when nobody does."""
+        return self.lock().holder
 
     def update(self, values: Mapping[str, object]) -> None:
         """Set several traits as one entry, all or nothing.

@@ -263,10 +263,7 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         if bridge is None:
             return None
         with bridge.connection.lock:
-            replica = bridge.session.replica
-            holder = replica.locks.get(LockName(kind="state", name=bridge.state))
-            member = None if holder is None else replica.members.get(holder.member)
-        return None if member is None else shown(member)
+            return bridge.session.replica.holder(LockName(kind="state", name=bridge.state))
 
     # --- while linked
 

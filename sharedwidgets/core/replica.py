@@ -41,6 +41,7 @@ from sharedwidgets.core.protocol import (
     Snapshot,
     Splice,
     Waiting,
+    shown,
 )
 from sharedwidgets.core.values import MAX_DEPTH, Value, added_up, normalise, same, text
 from sharedwidgets.errors import InvalidValue, NotFound
@@ -174,6 +175,12 @@ class Replica:
     def undecided_under(self, fence: int) -> int:
         """How many pushes under a fence have no verdict yet."""
         return sum(fence in push.fences.values() for push in self._pending)
+
+    def holder(self, lock: LockName) -> Member | None:
+        """Who holds a lock, as users are shown it."""
+        found = self.locks.get(lock)
+        member = None if found is None else self.members.get(found.member)
+        return None if member is None else shown(member)
 
     def shows_beside(self, state: str, fence: int) -> bool:
         """Whether a state shows own writes that have no verdict and were not made under this fence."""

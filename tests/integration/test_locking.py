@@ -302,7 +302,11 @@ async def test_the_server_decides_whether_a_lock_can_be_had_now_not_what_was_hea
             await held.acquire_async()
         before = seq(server, token)
         lock = far.lock()
-        tried = asyncio.get_running_loop().create_task(lock.try_acquire_async())
+
+        async def attempt() -> tuple[bool, bool]:
+            return await lock.try_acquire_async(), lock.held
+
+        tried = asyncio.get_running_loop().create_task(attempt())
         if wrong == "held":
             await asyncio.to_thread(eventually, lambda: seq(server, token) == before + 1)
         else:
@@ -310,11 +314,11 @@ async def test_the_server_decides_whether_a_lock_can_be_had_now_not_what_was_hea
         assert not tried.done()
         # This loop goes on meanwhile: else nobody would open the way.
         way.open()
-        assert await tried is lock.held is (wrong == "held")
+        assert await tried == (wrong == "held", wrong == "held")
         assert one.lock().waiters == ()
-        if lock.held:
-            await lock.release_async()
-        else:
+        # It is that task's, and this one has nothing of it.
+        assert not lock.held
+        if wrong == "free":
             assert seq(server, token) == before
             await held.release_async()
         far.unlink()
