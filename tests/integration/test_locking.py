@@ -762,29 +762,59 @@ def test_a_lock_is_held_past_the_end_of_its_cell(server: LiveServer, token: str,
         assert kernel.value("c.locked_by is None")
 
 
-def test_h27_a_stopped_holder_is_fenced_and_told(server: LiveServer, two: Counter, token: str) -> None:
-    """Three times its lease: its write is refused, and it is told."""
-    with Kernel(server) as kernel:
-        kernel.run(KERNEL.format(token=token))
+STOPPED = """
+import pathlib
+refused = []
+c.observe(lambda change: refused.append([change.name, change.problem.code]), type="rejected")
+try:
+    with c.lock():
+        c.count += 1
+        c.flush()
+        while not os.path.exists({go!r}) or ({heard} and c.locked_by is not None):
+            time.sleep(0.01)
+        c.other = 5
+        pathlib.Path({written!r}).touch()
+except LockLost as error:
+    why = str(error)
+"""
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_h27_a_stopped_holder_is_fenced_and_told(
+    server: LiveServer, two: Counter, token: str, tmp_path: Path, heard: bool
+) -> None:
+    """Three times its lease: what it writes then is refused, by the server where it has not heard yet that it lost the lock."""
+    go, written = tmp_path / "go", tmp_path / "written"
+    with Stalling(server.port) as way, Kernel(server) as kernel:
+        where = f"server={way.url!r}, credential={server.credential!r}"
+        kernel.run(KERNEL.format(token=token).replace(f"link_to({token!r})", f"link_to({token!r}, {where})"))
         pid = kernel.value("os.getpid()")
-        cell = kernel.start(
-            "try:\n    with c.lock() as held:\n        c.count = c.count + 1\n        c.flush()\n        print('go')\n"
-            "        while held.held:\n            time.sleep(0.01)\n"
-            "        c.other = 5\nexcept LockLost as error:\n    why = str(error)"
-        )
+        cell = kernel.start(STOPPED.format(go=str(go), written=str(written), heard=heard))
         assert two.wait_until(lambda: two.count == 1, 10)
+        way.shut(up=False)
         os.kill(pid, signal.SIGSTOP)
         try:
             with two.lock(timeout=10):
                 two.count += 1
             time.sleep(1.5 * 3)
+            # Made, and of each round a grant, a write and an end.
+            assert seq(server, token) == 1 + 3 * 2
         finally:
             os.kill(pid, signal.SIGCONT)
+        if heard:
+            way.open()
+        go.touch()
+        if not heard:
+            eventually(written.exists)
+            way.open()
         kernel.finish(cell)
-        assert "lost" in kernel.value("why")
-        two.flush()
-        assert (two.count, two.other) == (2, 0)
+        assert "its lease ran out" in kernel.value("why")
+        assert written.exists() is not heard
+        told = [] if heard else [["other", "lock-lost"]]
+        eventually(lambda: kernel.value("refused") == told)
         eventually(lambda: kernel.value("[c.pull().count, c.other]") == [2, 0])
+        two.flush()
+        assert (two.count, two.other, seq(server, token)) == (2, 0, 1 + 3 * 2)
 
 
 @pytest.mark.parametrize("where", ["acquire", "body"])
