@@ -122,6 +122,7 @@ def release(connection: Connection, session: Session, tenure: Tenure, timeout: f
         It was lost before.
     LockTimeout
         The server did not say so in time; the lock ends with its lease.
+    RoomGone
     """
     if not abandon(connection, session, tenure):
         return
@@ -143,6 +144,8 @@ async def release_async(connection: Connection, session: Session, tenure: Tenure
 
 def given_back(session: Session, tenure: Tenure, timeout: float) -> None:
     """Raise unless the lock was given back."""
+    if tenure.problem is not None:
+        raise from_code(tenure.problem.code, tenure.problem.message, room=session.room)
     if tenure.phase != "over":
         raise LockTimeout(
             f"the server did not confirm within {timeout:g} s that {tenure.lock.name!r} is free; its lease ends it",

@@ -877,7 +877,7 @@ class Connection:
             del self._sessions[session.room]
             news = session.replica.abandon(message.problem)
             news.ended = session.ended = message.problem
-            session.leases.ended()
+            session.leases.ended(message.problem)
             session.verdicts.heard(session.replica)
             listeners = [*session.listeners]
             doomed = {number: item for number, item in self._requests.items() if item.session is session}

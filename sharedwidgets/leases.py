@@ -128,9 +128,11 @@ class Leases:
                 continue
             holder = replica.locks.get(name)
             if holder is not None:
+                # When it was renewed last is not told to everyone.
+                left = f", for at most {holder.lease:g} s unless it is renewed" if holder.lease else ""
                 raise Locked(
-                    f"{state} is locked by {holder.label or holder.member}; nothing was written. Write under lock(), which "
-                    'waits for its turn, or give the class on_locked="wait"',
+                    f"{state} is locked by {holder.label or holder.member}{left}; nothing was written. Write under lock(), "
+                    'which waits for its turn, or give the class on_locked="wait"',
                     room=self.room,
                     state=state,
                 )
@@ -173,8 +175,14 @@ class Leases:
 
     def lost(self, tenure: Tenure) -> LockLost:
         """The error for a lock that is not held any more."""
+        ran_out = "its lease ran out; give lock(lease=) more seconds for a body that lets no other code run"
+        if tenure.cap:
+            ran_out = (
+                f"its lease ran out, for the server lets nobody hold one for longer than {tenure.cap:g} s (hold_seconds); take "
+                "the lock for each step of the work, or have its operator raise SharedWidgetsApp.limits"
+            )
         why = {
-            "expired": "its lease ran out; give lock(lease=) more seconds for a body that lets no other code run",
+            "expired": ran_out,
             "broken": "somebody broke it",
             "gone": "this process was taken for dead, or the room ended",
         }.get(tenure.end or "", "it is not held any more")
@@ -209,9 +217,9 @@ class Leases:
         """The connection is gone."""
         self.claims.disconnected()
 
-    def ended(self) -> None:
+    def ended(self, problem: Problem) -> None:
         """The room is no more."""
-        self.claims.ended()
+        self.claims.ended(problem)
         self._moved()
 
     def next_look(self, now: float, hold_seconds: float) -> float:
@@ -230,7 +238,9 @@ class Leases:
                 log.warning("whoever held the lock %r of %r has ended and did not give it back", key[0].name, self.room)
                 del self._kept[key]
                 self.claims.leave(kept.tenure)
-            elif now - kept.since < hold_seconds and now - kept.renewed >= kept.tenure.lease * RENEW_AFTER:
+            elif now - kept.since >= hold_seconds:
+                kept.tenure.cap = hold_seconds
+            elif now - kept.renewed >= kept.tenure.lease * RENEW_AFTER:
                 kept.renewed = now
                 going.append(kept.tenure)
         return self.claims.renewals(going)

@@ -58,7 +58,7 @@ class Lock:
         Seconds to wait for its turn.
     lease : float, optional
         Seconds it lasts without being renewed; the server's number by default. It is renewed by itself while its owner lives,
-        but not while C code lets no other Python code run.
+        for the server's `hold_seconds` at most, but not while C code lets no other Python code run.
     mode : "main" or "thread"
         Where `on_lost` calls back.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sharedwidgets import answers
 from sharedwidgets.core.protocol import LockName
-from sharedwidgets.errors import LockLost, LockTimeout
+from sharedwidgets.errors import LockLost, LockTimeout, RoomGone
 
 if TYPE_CHECKING:
     from sharedwidgets.connection import Connection
@@ -59,8 +59,8 @@ async def turns_async(connection: Connection, session: Session, states: Collecti
 
 @contextmanager
 def _written() -> Iterator[None]:
-    """What was written is written: a lock lost under it the server answers with a refusal, and a late word ends by itself."""
+    """What was written is written: a lock or room lost under it is answered with a refusal, and a late word ends by itself."""
     try:
         yield
-    except (LockLost, LockTimeout) as error:
+    except (LockLost, LockTimeout, RoomGone) as error:
         log.warning("%s", error)

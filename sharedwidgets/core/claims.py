@@ -49,6 +49,8 @@ class Tenure:
     fence: int = 0
     end: End | None = None
     problem: Problem | None = None
+    # The seconds that it has at most, once it met that: asked for more, or was held for longer.
+    cap: float = 0.0
     # The number of the last time it was asked, 0 when it never was; and whether it was asked more than once.
     request: int = 0
     again: bool = False
@@ -150,7 +152,9 @@ class Claims:
                 # A grant may come while the claim is about to be asked again: nobody says it twice.
                 if image is not None and image.owner == tenure.owner:
                     # The server gives no more than its `hold_seconds`.
-                    tenure.phase, tenure.fence, tenure.lease = "granted", image.fence, image.lease or tenure.lease
+                    given = image.lease or tenure.lease
+                    tenure.cap = given if given < tenure.lease else 0.0
+                    tenure.phase, tenure.fence, tenure.lease = "granted", image.fence, given
                 elif anew or any(tenure.owner == granted.owner for granted in news.granted):
                     tenure.phase = "wanted"
             elif tenure.phase in ("held", "leaving") and (image is None or image.fence != tenure.fence):
@@ -183,10 +187,11 @@ class Claims:
                 tenure.phase = "wanted"
             tenure.said = False
 
-    def ended(self) -> list[Tenure]:
-        """The room is no more, and with it every claim."""
+    def ended(self, problem: Problem) -> list[Tenure]:
+        """The room is no more, and with it every claim; why, whoever waits is told."""
         tenures = [*self._tenures]
         for tenure in tenures:
+            tenure.problem = problem
             self._over(tenure, "gone")
         self._words.clear()
         self._cancels.clear()

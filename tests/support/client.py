@@ -30,6 +30,7 @@ from sharedwidgets.core.protocol import (
     Op,
     Ping,
     Pong,
+    Problem,
     Push,
     Release,
     Resend,
@@ -153,7 +154,7 @@ class Client:
             self._say(Leave(room=TOKEN))
         self.replica = Replica(TOKEN)
         # Locks go with the room, unless the goodbye is lost: then they stay as long as leases and the member do.
-        self.claims.ended()
+        self.claims.ended(Problem(code="closed", message="it left"))
         self.abandoned |= {tenure.owner for tenure in self.tenures}
         self.claims = Claims(TOKEN)
         self.kept.clear()

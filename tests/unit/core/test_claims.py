@@ -376,8 +376,9 @@ def test_a_claim_that_does_not_wait_is_asked_again_after_a_reconnect_and_held_wh
 
 def test_a_room_that_ends_takes_its_claims_with_it(process: Process) -> None:
     held, waiting = process.held("a"), process.want("b")
-    assert process.claims.ended() == [held, waiting]
-    assert [held.end, waiting.end] == ["gone", "gone"]
+    problem = Problem(code="room-gone", message="deleted")
+    assert process.claims.ended(problem) == [held, waiting]
+    assert [(item.end, item.problem) for item in (held, waiting)] == [("gone", problem)] * 2
     assert process.claims.idle
 
 
