@@ -23,7 +23,7 @@ from sharedwidgets import SharedState, connect, lock
 from sharedwidgets.core.protocol import LockImage, LockName, Snapshot
 from sharedwidgets.core.replica import News, Replica
 from sharedwidgets.delivery import Delivery
-from sharedwidgets.errors import Locked, LockLost, LockOrder, LockTimeout
+from sharedwidgets.errors import Locked, LockLost, LockOrder, LockTimeout, RoomGone
 from sharedwidgets.leases import Leases
 from sharedwidgets_server.testing import LiveServer
 from support.faults import Faults
@@ -284,6 +284,30 @@ def test_a_wait_is_finite_and_names_the_holder(one: Counter, two: Counter) -> No
 
 
 @pytest.mark.asyncio
+async def test_h18_whoever_waits_for_a_lock_of_a_room_that_is_deleted_is_told_so(
+    server: LiveServer, one: Counter, two: Counter, token: str
+) -> None:
+    """So is who holds it, at the end: not that its time is up, nor that it lost a lock."""
+    patient = Patient().link_to(token, server=server.url, credential=server.token)
+    held, wait = await one.lock().acquire_async(), asyncio.get_running_loop().create_task
+    await asyncio.to_thread(eventually, lambda: patient.locked_by)
+    waiting = [
+        wait(asyncio.to_thread(two.lock().acquire, 30)),
+        wait(two.lock().acquire_async(30)),
+        wait(asyncio.to_thread(setattr, patient, "count", 5)),
+        wait(patient.increment_async("count", 1, max=9)),
+    ]
+    await asyncio.to_thread(eventually, lambda: len(one.lock().waiters) == 4)
+    where = room_url(server, "rooms", token)
+    assert (await asyncio.to_thread(lambda: ask(where, "DELETE", headers=server.headers))).status == 204
+    for task in waiting:
+        with pytest.raises(RoomGone, match="deleted"):
+            await task
+    with pytest.raises(RoomGone, match="deleted"):
+        await held.release_async()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("wrong", ["held", "free"])
 async def test_the_server_decides_whether_a_lock_can_be_had_now_not_what_was_heard_last(
     server: LiveServer, one: Counter, token: str, wrong: str
@@ -541,6 +565,17 @@ def test_a_lease_is_renewed_while_its_owner_lives(one: Counter, two: Counter) ->
     assert two.wait_until(lambda: two.count == 1, 10)
 
 
+def test_a_lease_is_as_long_as_it_was_asked_for(one: Counter, two: Counter) -> None:
+    assert two._bridge is not None
+    locks = two._bridge.session.replica.locks
+    for lease, given in ((40.0, 40.0), (None, 1.5)):
+        with one.lock(lease=lease) as held:
+            assert given - 1 < held.lease_left <= given
+            eventually(lambda: _name() in locks)
+            assert locks[_name()].lease == given
+        eventually(lambda: _name() not in locks)
+
+
 def test_a_short_lease_is_renewed_too(one: Counter) -> None:
     with one.lock(lease=0.4) as held:
         time.sleep(1.5)
@@ -587,6 +622,7 @@ def test_a_broken_lock_is_lost_and_what_was_written_under_it_too(
             one.count = 2
         with pytest.raises(LockLost):
             held.check()
+        assert (held.fence, held.lease_left) == (0, 0.0)
         assert two.wait_until(lambda: two.locked_by is None, 10)
         two.count = 7
         two.flush()
@@ -614,6 +650,49 @@ def test_a_thread_that_ends_without_giving_it_back(one: Counter, two: Counter) -
     thread.join(10)
     with two.lock(timeout=10):
         two.count = 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("where", ["acquire", "body", "release"])
+async def test_h23_a_task_that_catches_its_cancellation_keeps_no_lock(
+    server: LiveServer, two: Counter, token: str, where: str
+) -> None:
+    """It goes on, so that nobody would give back for it what it has left behind."""
+    with Stalling(server.port) as way:
+        one = Counter().link_to(token, server=way.url, credential=server.credential)
+        inside, caught, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            try:
+                async with one.lock(lease=30):
+                    inside.set()
+                    if where == "body":
+                        await go.wait()
+                    if where == "release":
+                        way.shut()
+            except asyncio.CancelledError:
+                caught.set()
+            await go.wait()
+
+        if where == "acquire":
+            await two.lock(lease=30).acquire_async()
+        task = asyncio.get_running_loop().create_task(work())
+        if where == "acquire":
+            await asyncio.to_thread(eventually, lambda: two.lock().waiters)
+        else:
+            await inside.wait()
+            await asyncio.to_thread(eventually, lambda: two.locked_by)
+        task.cancel()
+        await asyncio.wait_for(caught.wait(), 5)
+        way.open()
+        if where == "acquire":
+            await asyncio.to_thread(eventually, lambda: two.lock().waiters == ())
+        else:
+            await asyncio.to_thread(eventually, lambda: two.locked_by is None)
+        assert not task.done()
+        go.set()
+        await task
+        one.unlink()
 
 
 @pytest.mark.asyncio
