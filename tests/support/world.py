@@ -506,7 +506,7 @@ _ACTS = (
     (World.carry_up, 24),
     (World.carry_down, 24),
     (World.decide, 30),
-    (World.break_connection, 1.5),
+    (World.break_connection, 3),
     (World.notice, 2),
     (World.hang_up, 2),
     (World.connect, 5),
@@ -517,12 +517,12 @@ _ACTS = (
     (World.widen, 1),
     (World.tick, 2),
     (World.exchange, 24),
-    (World.overtake, 2),
+    (World.overtake, 7),
     (World.give_up, 1),
     (World.ask_after, 3),
     (World.want, 8),
-    (World.part, 6),
-    (World.keep, 4),
+    (World.part, 8),
+    (World.keep, 6),
     (World.break_lock, 0.3),
     (World.pause, 1),
     (World.lull, 0.3),
@@ -532,7 +532,7 @@ _ACTS = (
 def run(seed: int, steps: int = 600) -> World:
     """One schedule from its seed, faults and then peace."""
     rng = random.Random(seed)
-    world = World(rng, faults=rng.choice((0.0, 0.1, 0.3)))
+    world = World(rng, faults=rng.choice((0.0, 0.1, 0.3, 0.5, 0.5)))
     for client in world.clients[: rng.randint(1, len(world.clients))]:
         client.connect()
     for _ in range(steps):
