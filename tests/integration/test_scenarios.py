@@ -24,6 +24,7 @@ import traitlets as t
 import sharedwidgets.connection
 from sharedwidgets import Room, SharedState, background, computed, connect
 from sharedwidgets.core.protocol import (
+    Acquire,
     Bye,
     Entries,
     Freed,
@@ -32,6 +33,8 @@ from sharedwidgets.core.protocol import (
     LockName,
     Members,
     Nack,
+    Release,
+    Renew,
     Set,
     TraitSchema,
 )
@@ -258,6 +261,7 @@ def test_s07_who_was_absent_catches_up(
     one.count = 3
     decided(one, two)
     one.unlink()
+    eventually(lambda: len(names_of(server, token)) == 1)
     heard = Heard(one)
     two.who = "Diana"
     two.count = 4
@@ -868,10 +872,14 @@ def test_s35_a_reset_under_a_lock_works_and_is_observed(
     one.count, one.who, one.tags, one._salt = 5, "Alice", {"a": 1}, "x"
     decided(one, two)
     page, heard = onlookers.page(token), Heard(two)
-    at = seq(server, token)
-    with one.lock(), one.transaction():
-        for name, trait in one._shared().items():
-            setattr(one, name, trait.from_wire(one._wanted().schema[name].default, one))
+    at, defaults = seq(server, token), Counter()
+    with one.lock():
+        # From outside a reset is somebody else's write, whoever asks for it.
+        refused = reset(server, token, "Counter")
+        assert (refused.status, refused.body["code"]) == (409, "locked")
+        with one.transaction():
+            for name in ("count", "who", "tags", "_salt"):
+                setattr(one, name, getattr(defaults, name))
     decided(one, two)
     eventually(lambda: len(heard.changes) == 4)
     assert sorted(heard.steps) == [
@@ -881,7 +889,9 @@ def test_s35_a_reset_under_a_lock_works_and_is_observed(
         ("who", "Alice", "nobody"),
     ]
     assert (page.steps("count"), page.steps("who")) == ([0], ["nobody"])
-    # A grant, one entry, an end.
+    # A grant, one entry, an end; and nothing is left to be reset.
+    assert seq(server, token) == at + 3
+    assert reset(server, token, "Counter").status == 200
     assert seq(server, token) == at + 3
     assert len(two.linked_from) == 3
 
@@ -932,7 +942,10 @@ def test_s37_who_observes_a_write_under_a_lock_has_the_object_itself(one: Counte
 
 
 @pytest.mark.asyncio
-async def test_s38_a_lock_that_could_not_be_entered_can_be_entered_again(one: Counter, two: Counter) -> None:
+async def test_s38_a_lock_that_could_not_be_entered_can_be_entered_again(
+    one: Counter, two: Counter, server: LiveServer, token: str
+) -> None:
+    """Nor does it matter that it could not be left in order."""
     lock = two.lock(timeout=0.2)
     async with one.lock():
         with pytest.raises(LockTimeout):
@@ -955,7 +968,14 @@ async def test_s38_a_lock_that_could_not_be_entered_can_be_entered_again(one: Co
             finally:
                 await lock.release_async()
     await until(lambda: one.locked_by is None and one.count == 3)
-    assert (two.count, lock.held) == (3, False)
+    where = room_url(server, "rooms", token, "states", "Counter", "lock")
+    with pytest.raises(LockLost):
+        async with lock:
+            assert (await asyncio.to_thread(ask, where, "DELETE", None, server.headers)).status == 204
+    async with lock:
+        two.count += 1
+    await until(lambda: one.locked_by is None and one.count == 4)
+    assert (two.count, lock.held) == (4, False)
 
 
 def test_s39_what_was_held_from_before_a_lock_is_no_way_around_it(
@@ -998,13 +1018,19 @@ def test_s40_a_room_nobody_is_in_is_forgotten_and_begins_anew(quick: LiveServer,
     one.count = lives.count = 5
     one.flush()
     before = ask(room_url(quick, "rooms", token), headers=quick.headers).headers["ETag"].split(".")[0]
-    one.unlink(flush=True)
-    # Looking at it and writing to it from outside does not make it longer.
-    eventually(lambda: gone(token) or patch(quick, token, count=6).status == 404)
-    eventually(lambda: gone(token))
-    # Whose room has a member, that was empty for as long, is as it was.
+    with lives.lock():
+        one.unlink(flush=True)
+        # Looking at it and writing to it from outside does not make it longer.
+        eventually(lambda: gone(token) or patch(quick, token, count=6).status == 404)
+        eventually(lambda: gone(token))
+    # Whose room has a member, and a lock that was held for as long as that, is as it was; a grant and an end came to it.
     lives.flush()
-    assert (lives.count, seq(quick, token + "-lives")) == (5, 2)
+    assert (lives.count, seq(quick, token + "-lives")) == (5, 4)
+    # Its time runs from its end.
+    left = time.monotonic()
+    lives.unlink()
+    eventually(lambda: gone(token + "-lives"))
+    assert time.monotonic() - left >= 0.5
     again = Counter().link_to(token, server=quick.url, credential=quick.credential)
     assert (again.count, seq(quick, token)) == (0, 1)
     assert ask(room_url(quick, "rooms", token), headers=quick.headers).headers["ETag"].split(".")[0] != before
@@ -1217,7 +1243,8 @@ async def test_s57_who_stays_away_is_gone_and_that_is_told_once(quick: LiveServe
 
 @pytest.mark.asyncio
 async def test_s58_who_comes_back_in_time_stays_and_its_time_runs_anew(quick: LiveServer, token: str) -> None:
-    """Others that went later, and did not come back, tell when its time was over."""
+    """Others that went later, and did not come back, tell when its time was over; what it holds it has all along."""
+    name_of_lock = LockName(kind="state", name="S")
     async with peers() as made:
         witness, peer, *others, leaver = [await made(quick.socket_url, quick.headers, token) for _ in range(5)]
         name, first, second, left = (item.welcome.member for item in (peer, *others, leaver) if item.welcome is not None)
@@ -1232,12 +1259,26 @@ async def test_s58_who_comes_back_in_time_stays_and_its_time_runs_anew(quick: Li
         # Who leaves is no member any more: nothing of it runs out.
         await leaver.say(Leave(room=token))
         await witness.next(Members, lambda message: message.gone)
+        await peer.say(Acquire(id=9, room=token, lock=name_of_lock, owner="main", lease=600.0))
+        await peer.barrier(token)
+        fence = peer.replicas[token].locks[name_of_lock].fence
         await goes(peer, name)
         await goes(others[0], first)
         again = await back_again(made, quick, peer, token)
-        await witness.next(Members, lambda message: first in message.gone)
+
+        async def holds_on() -> None:
+            while first not in gone():
+                await again.say(Renew(room=token, lock=name_of_lock, owner="main", fence=fence))
+                await witness.barrier(token)
+                await asyncio.sleep(0.05)
+
+        await asyncio.wait_for(holds_on(), 10)
         assert gone() == [left, first]
+        await again.say(Release(room=token, lock=name_of_lock, owner="main", fence=fence))
         assert isinstance(await again.write(token, add()), Entries)
+        await witness.barrier(token)
+        ops = [op for message in witness.all(Entries) for entry in message.entries for op in entry.ops]
+        assert [op.reason for op in ops if isinstance(op, Freed)] == ["released"]
         await goes(others[1], second)
         await goes(again, name)
         await witness.next(Members, lambda message: name in message.gone)
