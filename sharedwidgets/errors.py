@@ -16,6 +16,7 @@
     │   ├── NoSuchRoom                     no-such-room
     │   ├── NoSuchState                    no-such-state
     │   ├── NoSuchTrait                    no-such-trait
+    │   ├── NoSuchLock                     no-such-lock         nobody has a named lock that is called like a state
     │   └── NoSuchPath                     no-such-path
     ├── SchemaConflict                     schema-conflict      two classes disagree about one trait
     ├── RevisionMismatch                   revision-mismatch    the value changed since it was read
@@ -171,6 +172,12 @@ class NoSuchTrait(NotFound):
     """The state has no trait of this name that you may see."""
 
     code = "no-such-trait"
+
+
+class NoSuchLock(NotFound):
+    """Nobody has a lock of this name, and a state is called so."""
+
+    code = "no-such-lock"
 
 
 class NoSuchPath(NotFound):

@@ -84,6 +84,7 @@ from sharedwidgets.errors import (
     Locked,
     LockLost,
     LockTimeout,
+    NoSuchLock,
     NoSuchRoom,
     NoSuchState,
     OutcomeUnknown,
@@ -410,13 +411,31 @@ class Room:
     def break_lock(self, ticket: int, author: Author, lock: LockName, now: Now) -> list[Effect]:
         """What follows from a request to take a lock from whoever holds it; its writes under it are refused from here on."""
         effects = self._expired(now)
-        if not author.may_write:
-            return [
-                *effects,
-                Answer(ticket, Forbidden("you may read this room, not break its locks; ask for the right 'write'")),
-            ]
+        try:
+            self._check_may_break(author, lock)
+        except SharedWidgetsError as error:
+            return [*effects, Answer(ticket, error.located(room=self.token))]
         effects += self._lock_effects(self.locks.break_lock(lock, now.mono, self.seq), now, author.actor)
         return [*effects, Answer(ticket, self.seq)]
+
+    def _check_may_break(self, author: Author, lock: LockName) -> None:
+        """Raise for who may not, and for a lock that cannot be meant: a mistyped name would leave the one that is held."""
+        if not author.may_write:
+            raise Forbidden("you may read this room, not break its locks; ask for the right 'write'")
+        name = lock.name
+        if lock.kind == "state":
+            self._check_lockable(name)
+        elif lock not in self.locks.names() and name in self.states:
+            raise NoSuchLock(
+                f"nobody has the named lock {name!r}, and there is a state {name!r}; break the lock of the state instead, with "
+                f"DELETE …/states/{name}/lock"
+            )
+
+    def _check_lockable(self, state: str) -> None:
+        """Raise `NoSuchState`, also for a state that is none of a user's: who locked it would keep all from reacting."""
+        if state not in self.states or state.endswith(REACTS):
+            there = ", ".join(of_users(self.states)) or "none"
+            raise NoSuchState(f"there is no state {state!r} to lock; there is {there}", state=state)
 
     def reset(self, ticket: int, author: Author, states: Sequence[str], now: Now) -> list[Effect]:
         """What follows from a request to put states back to their defaults: one entry for all of them, like any other change.
@@ -1047,10 +1066,8 @@ class Room:
                 try:
                     if not author.may_write:
                         raise Forbidden("you may read this room, not lock in it; ask for the right 'write' on 'sharedwidgets'")
-                    # Who reacts is said in a state that is none of a user's; whoever locked it would keep all from reacting.
-                    name = message.lock.name
-                    if message.lock.kind == "state" and (name not in self.states or name.endswith(REACTS)):
-                        raise NoSuchState(f"there is no state {name!r} to lock", state=name)
+                    if message.lock.kind == "state":
+                        self._check_lockable(message.lock.name)
                     lease = min(message.lease, self.limits.hold_seconds)
                     decided = self.locks.acquire(claim, message.lock, lease, mono, seq, wait=message.wait)
                 except SharedWidgetsError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sharedwidgets.core.protocol import Bye, Entries, TraitSchema
+from sharedwidgets.core.protocol import Acquire, Bye, Entries, LockName, TraitSchema
 from sharedwidgets_server.testing import LiveServer
 from support.peers import SECRET, VALUES, add, assign
 from support.rest import Answer, ask, room_url
@@ -314,6 +314,36 @@ async def test_a_reset_is_a_change_like_any_other_and_nobody_is_dropped(live: Li
         for bad in ({"states": "S"}, {"states": [1]}, ["S"], 5):
             refused(reset(bad), 400, "malformed")
     refused(ask(room_url(live, "rooms", f"{room}-nowhere") + "/reset", "POST", headers=live.headers), 404, "no-such-room")
+
+
+async def test_a_lock_named_in_the_wrong_place_is_not_broken_in_silence(live: LiveServer, room: str) -> None:
+    def broken(*segments: str) -> Answer:
+        return ask(room_url(live, "rooms", room, *segments), "DELETE", headers=live.headers)
+
+    def held() -> list[tuple[str, str]]:
+        return [(lock["lock"]["kind"], lock["lock"]["name"]) for lock in get(live, "rooms", room).body["locks"]]
+
+    async with peers() as made:
+        peer = await made(live.socket_url, live.headers, room)
+        state = LockName(kind="state", name="S")
+        named = LockName(kind="named", name="S")
+        await peer.say(Acquire(id=1, room=room, lock=state, owner="o", lease=60.0))
+        await peer.barrier(room)
+        assert held() == [("state", "S")]
+        error = refused(broken("locks", "S"), 404, "no-such-lock")
+        assert error["message"].endswith("DELETE …/states/S/lock")
+        assert (held(), error["state"]) == ([("state", "S")], None)
+        error = refused(broken("states", "Nope", "lock"), 404, "no-such-state")
+        assert (error["message"], error["state"]) == ("there is no state 'Nope' to lock; there is S", "Nope")
+        # A named lock may be called like a state; then that one is meant.
+        await peer.say(Acquire(id=2, room=room, lock=named, owner="o", lease=60.0))
+        await peer.barrier(room)
+        assert held() == [("state", "S"), ("named", "S")]
+        assert (broken("locks", "S").status, held()) == (204, [("state", "S")])
+        # What nobody holds, and no state is called like, is as it should be.
+        assert (broken("locks", "fit").status, broken("locks", "fit").status, held()) == (204, 204, [("state", "S")])
+        assert [broken("states", "S", "lock").status for _ in range(2)] == [204, 204]
+        assert held() == []
 
 
 async def test_many_patches_at_once_are_ordered_and_all_there(live: LiveServer, room: str) -> None:
