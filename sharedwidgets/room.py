@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from sharedwidgets import answers, causes, discovery, host
+from sharedwidgets import answers, causes, cells, discovery, host
 from sharedwidgets.answers import ANSWER_SECONDS
 from sharedwidgets.causes import Cause
 from sharedwidgets.connection import Connection, LinkState, shared
@@ -46,6 +46,8 @@ def connect(
 ) -> Room:
     """Enter a room from any Python process.
 
+    In JupyterLab, what an earlier run of the same cell entered is closed once the cell has run again, and its callbacks end.
+
     Parameters
     ----------
     token : str
@@ -74,7 +76,9 @@ def connect(
     except BaseException:
         connection.close_session(session)
         raise
-    return Room(connection, session, delivery)
+    room = Room(connection, session, delivery)
+    cells.note(room)
+    return room
 
 
 class Room(Mapping[str, "RoomState"]):

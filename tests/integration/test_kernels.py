@@ -267,6 +267,30 @@ def test_what_earlier_runs_of_a_cell_made_is_closed(kernel: Kernel, server: Live
     assert kernel.value("[first[1].comm is None, b.comm is None]") == [True, False]
 
 
+def test_handles_that_earlier_runs_of_a_cell_made_are_closed_and_call_nobody(
+    kernel: Kernel, server: LiveServer, far: Counter, token: str
+) -> None:
+    kernel.run("from sharedwidgets import connect\njoined, noticed = [], []")
+    cell = f"""
+room = connect({token!r}); room.on_join(joined.append)
+c = Counter().link_to({token!r}); c.room.on_join(noticed.append)
+"""
+    uses = "[room._session.users, len(room._session.listeners), len(room._session.linked)]"
+    kernel.run_cell("one", cell)
+    first = kernel.value(uses)
+    for _ in range(20):
+        kernel.run_cell("one", cell)
+    # What is closed is let go of on the thread of the connection.
+    eventually(lambda: kernel.value(uses) == first)
+    assert kernel.value("[room.link_state, c.linked_to]") == ["live", token]
+    far.unlink()
+    eventually(lambda: len(told(server, token)) == 1)
+    far.link_to(token, server=server.url, credential=server.token)
+    eventually(lambda: kernel.value("[len(joined), len(noticed)]") == [1, 1])
+    kernel.run("room.pull(); c.room.pull(); c.pull()")
+    assert kernel.value("[len(joined), len(noticed)]") == [1, 1]
+
+
 def test_a_run_that_fails_takes_the_place_of_the_one_before(kernel: Kernel, token: str) -> None:
     kernel.run("import ipywidgets as w\nfrom sharedwidgets.binding import Binding, bind\nw.Widget.close_all()")
     kernel.run_cell("one", f"c = Counter().link_to({token!r})")
