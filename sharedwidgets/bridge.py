@@ -21,7 +21,7 @@ from sharedwidgets import answers, causes, host
 from sharedwidgets.causes import Cause
 from sharedwidgets.connection import Connection
 from sharedwidgets.core import delta
-from sharedwidgets.core.protocol import Actor, Append, Inc, Op, Problem
+from sharedwidgets.core.protocol import Actor, Append, Inc, Op, Problem, Set
 from sharedwidgets.core.replica import ChangeOrigin, News, Refused
 from sharedwidgets.core.values import Value, same
 from sharedwidgets.delivery import Delivery, Mode
@@ -212,8 +212,8 @@ class Bridge:
         self._holds = 0
         # Nor while an own write is between its op and what it shows.
         self._writing = 0
-        # While above 0 a trait may hold what is not booked yet.
-        self._assigning = 0
+        # Who is in the middle of an assignment: a trait may hold what is not booked yet.
+        self._assigning: list[host.Owner] = []
         # By thread or task: what it keeps back, and what that makes the traits show.
         self._groups: dict[tuple[int, int], Group] = {}
         self._layers = Layers[Look]()
@@ -236,6 +236,18 @@ class Bridge:
             error.located(room=self.session.room, state=self.state)
             error.message = f"{self.owner._class_name()}.{'.'.join(error.path)}: {error.message}"
             raise
+
+    def check_unlocked(self, trait: str) -> None:
+        """Raise before a trait shows what the room would not take: whoever has the lock may be a thread that reads it (G6).
+
+        Raises
+        ------
+        Locked, LockLost
+        """
+        if self.waits:
+            return
+        with self.connection.lock:
+            self.session.leases.fences([Set(state=self.state, path=(trait,), value=None)], self.session.replica)
 
     def write(self, trait: str, old: Any, raw: Any) -> Wrote:
         """An assignment was made: show it, and send what differs from what its author saw.
@@ -323,8 +335,21 @@ class Bridge:
             self._shown[trait] = Shown(self._shown[trait].value, UNSEEN)
             self._look_again(trait, "remote")
         self.delivery.ring()
-        with turns(self.connection, self.session, [self.state]):
+        with self._showing_nothing(), turns(self.connection, self.session, [self.state]):
             return self._sent(trait, old, raw, before, value)
+
+    @contextmanager
+    def _showing_nothing(self) -> Iterator[None]:
+        """Around a wait: nothing of what this thread or task assigns shows."""
+        me = host.owner()
+        with self._lock:
+            mine = self._assigning.count(me)
+            self._assigning = [owner for owner in self._assigning if owner != me]
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._assigning += [me] * mine
 
     def _sent(self, trait: str, old: Any, raw: Any, before: Value, value: Value) -> Wrote:
         self.connection.wait_for_room(self.session)
@@ -492,13 +517,13 @@ class Bridge:
         outer: set[str] = getattr(self._local, "wrote", set())
         wrote = self._local.wrote = set[str]()
         with self._lock:
-            self._assigning += 1
+            self._assigning.append(host.owner())
         try:
             yield lambda: trait in wrote
         finally:
             self._local.wrote = outer
             with self._lock:
-                self._assigning -= 1
+                self._assigning.remove(host.owner())
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -729,7 +754,8 @@ class Bridge:
         with self._lock:
             if self._over or state not in (None, self.state):
                 return True
-            if self._holds or self._writing:
+            # What others are about to assign may show already, and be refused.
+            if self._holds or self._writing or any(owner != host.owner() for owner in self._assigning):
                 return False
             # Every trait is looked at: whoever brings news notes them after the replica has them, and this one may be earlier.
             dirty = {trait: self._dirty.get(trait) or _Mark("remote") for trait in self.traits}

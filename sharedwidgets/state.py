@@ -412,6 +412,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         if bridge is None or name not in bridge.traits:
             super().__setattr__(name, value)
             return
+        if differ(self._trait_values.get(name), value):
+            bridge.check_unlocked(name)
         then: list[Callable[[], None]] = []
         with bridge.assigning(name) as wrote:
             super().__setattr__(name, value)

@@ -6,17 +6,17 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
 import traitlets as t
 
 from sharedwidgets import SharedState, connect, lock
-from sharedwidgets.errors import InvalidValue, Locked, LockLost, LockOrder, LockTimeout, WrongThread
+from sharedwidgets.errors import InvalidValue, Locked, LockLost, LockOrder, LockTimeout, SharedWidgetsError, WrongThread
 from sharedwidgets_server.testing import LiveServer
 from support.scripts import eventually, settled
-from support.shops import Gate, Link, Patient, Shop, beside
+from support.shops import GROUPS, Gate, Link, Patient, Shop, beside
 
 
 class Account(SharedState, delivery="thread"):
@@ -84,6 +84,78 @@ async def test_what_a_task_took_ends_with_it_and_whoever_gives_it_back_is_told(o
     await asyncio.to_thread(two.flush)
     with pytest.raises(LockLost, match="the thread or task that took it"):
         await taken.release_async()
+
+
+@pytest.mark.parametrize("how", ["assignment", *GROUPS])
+def test_g6_what_another_thread_may_not_write_is_not_read_under_the_lock(
+    one: Shop, two: Shop, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Not even in the moment before it is refused."""
+    assert one._bridge is not None
+    connection, gate, refused = one._bridge.connection, Gate(), list[type[BaseException]]()
+    wait = connection.wait_for_room
+
+    def stop(session: Any) -> None:
+        if threading.current_thread() is stranger:
+            gate.stop()
+        wait(session)
+
+    def write() -> None:
+        try:
+            with getattr(one, how)() if how in GROUPS else nullcontext():
+                one.stock = 100
+                gate.stop()
+        except SharedWidgetsError as error:
+            refused.append(type(error))
+            gate.stop()
+
+    stranger = threading.Thread(target=write)
+    monkeypatch.setattr(connection, "wait_for_room", stop)
+    with one.lock():
+        stranger.start()
+        assert gate.reached()
+        one.stock += 1
+        gate.open()
+        stranger.join(10)
+    settled(one, two)
+    assert (refused, one.stock, two.stock) == ([Locked], 1, 1)
+
+
+def test_g6_a_lock_is_held_once_nobody_of_the_process_is_about_to_assign(
+    one: Shop, two: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert one._bridge is not None
+    connection, gate, refused, seen = one._bridge.connection, Gate(), list[type[BaseException]](), list[int]()
+    wait = connection.wait_for_room
+
+    def stop(session: Any) -> None:
+        if threading.current_thread() is stranger:
+            gate.stop()
+        wait(session)
+
+    def write() -> None:
+        try:
+            one.stock = 100
+        except Locked as error:
+            refused.append(type(error))
+
+    def hold() -> None:
+        with one.lock():
+            seen.append(one.stock)
+            one.stock += 1
+
+    stranger, holder = threading.Thread(target=write), threading.Thread(target=hold)
+    monkeypatch.setattr(connection, "wait_for_room", stop)
+    stranger.start()
+    assert gate.reached()
+    holder.start()
+    eventually(lambda: two.locked_by is not None)
+    assert seen == []
+    gate.open()
+    for thread in (stranger, holder):
+        thread.join(10)
+    settled(one, two)
+    assert (seen, refused, one.stock, two.stock) == ([0], [Locked], 1, 1)
 
 
 # --- several at once
