@@ -18,6 +18,7 @@ import msgspec
 import traitlets as t
 from anywidget import AnyWidget
 from ipywidgets import Layout
+from ipywidgets.widgets.widget import _instances
 from traitlets.utils.bunch import Bunch
 
 from sharedwidgets import bundle, cells, computing, discovery, host, reactions
@@ -589,7 +590,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
                 work.cancel()
         super().close()
         layout = self.__dict__.pop("_own_layout", None)
-        if layout is not None:
+        # Another widget may have been given it, or its class gives all of them the same.
+        if layout is not None and not any(getattr(other, "layout", None) is layout for other in [*_instances.values()]):
             layout.close()
 
     # --- parts of linking

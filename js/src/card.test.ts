@@ -427,4 +427,28 @@ describe("a lock", () => {
     await shown.server.settle();
     expect(hidden()).toBe(true);
   });
+
+  test("is shown until it is free, also when its holder has left, and then as the next one's", async () => {
+    const shown = await card();
+    const text = (): string | null =>
+      shown.el.querySelector<HTMLElement>(".sw-lock")?.hidden === true ? null : shown.text(".sw-lock");
+    const release = shown.server.lock("r", "S", "kernel one.ipynb");
+    await shown.server.settle();
+    const next = person("n", { kind: "kernel", name: "two.ipynb" });
+    tell(shown, [person("k", { kind: "kernel", name: "one.ipynb" }), next, person("p", { name: "late.ipynb" })]);
+    const lock = { kind: "state", name: "S" } as const;
+    shown.host.socket.deliver({ type: "waiting", room: "r", lock, waiters: ["n", "p"] });
+    expect(text()).toBe("Locked by kernel one.ipynb; waiting: kernel two.ipynb, page late.ipynb");
+    // Who waits and is away still waits; who has left does not.
+    tell(shown, [{ ...next, state: "away" }], ["p"]);
+    expect(text()).toBe("Locked by kernel one.ipynb; waiting: kernel two.ipynb");
+    tell(shown, [], ["k"]);
+    expect(text()).toBe("Locked by kernel one.ipynb; waiting: kernel two.ipynb");
+    release();
+    expect(text()).toBe(null);
+    const last = shown.server.lock("r", "S", "kernel two.ipynb", "n");
+    expect(text()).toBe("Locked by kernel two.ipynb");
+    last();
+    expect(text()).toBe(null);
+  });
 });

@@ -234,9 +234,9 @@ export class Server {
   }
 
   /** A kernel takes the lock of a state; returns what gives it back. */
-  lock(token: string, state: string, label = "kernel a.ipynb"): () => void {
+  lock(token: string, state: string, label = "kernel a.ipynb", member = "k"): () => void {
     const lock = { kind: "state", name: state } as const;
-    this.decide(token, [{ op: "granted", lock, member: "k", owner: "o", label, lease: 15 }]);
+    this.decide(token, [{ op: "granted", lock, member, owner: "o", label, lease: 15 }]);
     const fence = this.room(token).seq;
     return () => this.decide(token, [{ op: "freed", lock, fence, reason: "released" }]);
   }

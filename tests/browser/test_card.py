@@ -189,6 +189,25 @@ def test_a_lock_disables_controls_where_it_is_seen_and_leaves_nothing_behind(
     eventually(lambda: b.value("[slider.value, slider.disabled, told]"), [24, False, []])
 
 
+def test_a_lock_whose_holder_goes_is_shown_as_the_next_ones(jupyter: Jupyter, open_tab: OpenTab, token: str) -> None:
+    (one, a), (two, b) = jupyter.motors(token)
+    tab = open_tab(two)
+    lock, slider = tab.card.locator(".sw-lock"), tab.page.locator(".noUi-target")
+    a.run("held = motor.lock(); held.acquire()")
+    expect(lock).to_have_text(f"Locked by kernel {one}")
+    waiting = b.start("held = motor.lock(); held.acquire()")
+    expect(lock).to_have_text(f"Locked by kernel {one}; waiting: kernel {two}")
+    a.stop()
+    expect(lock).to_have_text(f"Locked by kernel {two}")
+    expect(slider).to_have_attribute("disabled", "true")
+    b.finish(waiting)
+    b.run("held.release()")
+    expect(lock).to_be_hidden()
+    expect(slider).not_to_have_attribute("disabled", "true")
+    tab.press()
+    tab.shows(21)
+
+
 OWN_VIEW = """
 import anywidget
 import traitlets as t

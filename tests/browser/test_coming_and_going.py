@@ -286,3 +286,44 @@ display(motor, slider, other, other_slider)
     context.close()
     for state in (script, late):
         state.close()
+
+
+# Beside the user's own slider, a widget that shows the test what the page's manager has.
+PROBE = """
+import anywidget
+import ipywidgets as w
+import traitlets as t
+from sharedwidgets import SharedState, bind
+
+class Motor(SharedState):
+    speed = t.Int(20, min=0, max=100)
+
+class Probe(anywidget.AnyWidget):
+    _esm = "export default { render({ model }) { window.manager = model.widget_manager; } };"
+
+slider = w.IntSlider(max=100)
+w.VBox([Probe(), slider])
+"""
+RUN_OFTEN = """
+motor = Motor().link_to({room!r})
+bind((motor, "speed"), (slider, "value"))
+motor
+"""
+LIVE_MODELS = """async () => (await Promise.all(Object.values(window.manager._models))).map((model) => model.name).sort()"""
+
+
+def test_a_cell_that_is_run_20_times_leaves_the_page_as_it_was(jupyter: Jupyter, open_tab: OpenTab, token: str) -> None:
+    name = jupyter.notebook(PROBE, by_hand=[RUN_OFTEN.format(room=token)])
+    kernel = jupyter.run(name)
+    tab = open_tab(name, cards=0)
+    tab.wait("() => window.manager !== undefined")
+    before = tab.page.evaluate(LIVE_MODELS)
+    for number in range(21):
+        tab.run_cell(1)
+        kernel.run(f"motor.speed = {number}; motor.flush()")
+        tab.shows(number)
+        # One state with its layout, and one binding.
+        eventually(lambda: tab.page.evaluate(LIVE_MODELS), sorted([*before, "AnyModel", "AnyModel", "LayoutModel"]))
+    assert tab.page.locator(".sharedwidgets-card").count() == 1
+    assert tab.page.evaluate("window.sockets.map((socket) => socket.readyState)") == [1]
+    assert [member["kind"] for member in jupyter.room(token)["members"]] == ["kernel", "frontend"]

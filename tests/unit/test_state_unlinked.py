@@ -289,3 +289,12 @@ def test_a_closed_state_leaves_no_model_behind() -> None:
     assert ipywidgets.widgets.widget._instances == before
     assert given.comm is not None
     given.close()
+
+
+def test_a_layout_that_another_widget_has_stays() -> None:
+    state = Counter()
+    layout = state.layout
+    slider = ipywidgets.IntSlider(layout=layout)
+    state.close()
+    assert layout.comm is not None
+    slider.layout.width = "50%"
