@@ -849,6 +849,7 @@ try:
     with c.lock():
         c.count += 1
         c.flush()
+        pathlib.Path({begun!r}).touch()
         while not os.path.exists({go!r}) or ({heard} and c.locked_by is not None):
             time.sleep(0.01)
         c.other = 5
@@ -863,12 +864,14 @@ def test_h27_a_stopped_holder_is_fenced_and_told(
     server: LiveServer, two: Counter, token: str, tmp_path: Path, heard: bool
 ) -> None:
     """Three times its lease: what it writes then is refused, by the server where it has not heard yet that it lost the lock."""
-    go, written = tmp_path / "go", tmp_path / "written"
+    begun, go, written = (tmp_path / name for name in ("begun", "go", "written"))
     with Stalling(server.port) as way, Kernel(server) as kernel:
         where = f"server={way.url!r}, credential={server.credential!r}"
         kernel.run(KERNEL.format(token=token).replace(f"link_to({token!r})", f"link_to({token!r}, {where})"))
         pid = kernel.value("os.getpid()")
-        cell = kernel.start(STOPPED.format(go=str(go), written=str(written), heard=heard))
+        cell = kernel.start(STOPPED.format(begun=str(begun), go=str(go), written=str(written), heard=heard))
+        # It has its answer, which would wait for the way else.
+        eventually(begun.exists)
         assert two.wait_until(lambda: two.count == 1, 10)
         way.shut(up=False)
         os.kill(pid, signal.SIGSTOP)
