@@ -1,4 +1,4 @@
-"""The scenarios of shared state that real kernels show, by their numbers: see `tests/scenarios.md`.
+"""The scenarios of shared state that real kernels show, by their numbers: see `tests/scenarios.md`; and H20.
 
 The kernels are started by a real server, over every store there is. A page is a member of the frontends' audience, or, where
 the widget's own channel matters, whoever listens to the kernel's messages. How many entries and frames there were is checked
@@ -866,3 +866,79 @@ c.seen.clear()
     assert page.steps("count") == [1, 2]
     assert seq(server, token) == 4
     two.run("del connection._feed, connection._send")
+
+
+# --- a class that is edited
+
+
+FIT = """
+class Fit(SharedState{options}):
+    loss = t.{kind}(0{bounds})
+    {name} = t.Unicode("")
+    {more}
+
+fit = Fit().link_to({token!r})
+"""
+
+
+def edited(token: str, **changed: str) -> str:
+    """The cell of a class, with what somebody made of it."""
+    return FIT.format(
+        token=token, **{"kind": "Int", "bounds": ", max=10", "name": "note", "more": "", "options": "", **changed}
+    )
+
+
+def test_h20_a_cell_with_an_edited_class_is_run_again_by_the_only_kernel(trio: Trio, server: LiveServer, token: str) -> None:
+    """What fits the newer class is kept, what does not begins at its default, and the object that was is closed."""
+    one = trio.one
+
+    def again(**changed: str) -> dict[str, Any]:
+        one.run_cell("fit", edited(token, **changed))
+        (member,) = room(server, token)["members"]
+        assert member["states"] == ["Fit"]
+        values: dict[str, Any] = room(server, token)["states"]["Fit"]["values"]
+        shown = one.value("{name: getattr(fit, name) for name in Fit.class_own_traits()}")
+        assert shown.items() <= values.items()
+        return values
+
+    assert again() == {"loss": 0, "note": ""}
+    one.run("fit.loss, fit.note = 7, 'seven'; fit.flush()")
+    # Another kind, that takes the value as it is.
+    assert again(kind="Float") == {"loss": 7, "note": "seven"}
+    # Wider bounds, and what they let in.
+    assert again(kind="Float", bounds=", max=100") == {"loss": 7, "note": "seven"}
+    one.run("fit.loss = 70.5; fit.flush()")
+    # Another name begins anew, and so does one that is added; what had the older name stays in the room.
+    named = {"kind": "Float", "bounds": ", max=100", "name": "remark", "more": "steps = t.Int(3)"}
+    assert again(**named) == {"loss": 70.5, "note": "seven", "remark": "", "steps": 3}
+    one.run("fit.remark, fit.steps = 'new', 4; fit.flush()")
+    # Back to what it was: 70.5 is no int up to 10.
+    assert again() == {"loss": 0, "note": "seven", "remark": "new", "steps": 4}
+    assert one.value("[fit.loss, fit.note, fit.has_trait('remark')]") == [0, "seven", False]
+
+
+def test_h20_a_class_that_lives_in_another_kernel_too_is_not_replaced(trio: Trio, server: LiveServer, token: str) -> None:
+    """The error names the trait and both sides; with a name of its own the newer one has a state beside the older."""
+    one, two = trio.one, trio.two
+    one.run_cell("fit", edited(token))
+    two.run_cell("fit", edited(token))
+    one.run("fit.loss = 7; fit.flush()")
+    comes_to(two, "fit.loss", 7)
+    before = room(server, token)
+    for changed, theirs in (({"kind": "Float"}, "float of at most 10 in"), ({"bounds": ", max=100"}, "int of at most 100 in")):
+        with pytest.raises(AssertionError, match="SchemaConflict") as refused:
+            one.run(edited(token, **changed))
+        for said in ("Fit.loss", "int of at most 10 in", theirs, "state_name"):
+            assert said in str(refused.value)
+    after = room(server, token)
+    assert (after["states"], after["seq"]) == (before["states"], before["seq"])
+    # The way out that it names.
+    one.run_cell("fit", edited(token, kind="Float", options=", state_name='Fit2'"))
+    one.run("fit.loss = 0.5; fit.flush()")
+    two.run("fit.loss = 8; fit.flush()")
+    values = {name: state["values"] for name, state in room(server, token)["states"].items()}
+    assert values == {"Fit": {"loss": 8, "note": ""}, "Fit2": {"loss": 0.5, "note": ""}}
+    assert (one.value("fit.loss"), two.value("fit.loss")) == (0.5, 8)
+    # A trait more is no conflict.
+    one.run_cell("fit", edited(token, more="steps = t.Int(3)"))
+    assert one.value("[fit.loss, fit.steps]") == [8, 3]
