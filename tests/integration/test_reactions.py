@@ -163,10 +163,13 @@ def test_a_hold_in_a_reaction_is_cut_whole(one: Pair, two: Pair, caplog: pytest.
     assert len(raised(caplog)) == 1
 
 
-def test_who_answers_a_refusal_with_another_write_comes_to_an_end(one: Pair, two: Pair, server: LiveServer, token: str) -> None:
-    """The server's word against each of them is a link of the chain as well."""
-    refused = Heard(one, type="rejected")
-    one.observe(lambda change: setattr(one, "c", change.new - 1) if change.origin == "rollback" else None, "c")
+@pytest.mark.parametrize("told", ["change", "rejected"])
+def test_who_answers_a_refusal_with_another_write_comes_to_an_end(
+    one: Pair, two: Pair, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's word against each of them is a link of the chain as well, whichever news of it the answer is to."""
+    refused = Heard(one, "c", type="rejected")
+    one.observe(lambda change: setattr(one, "c", change.new - 1) if change.origin == "rollback" else None, "c", told)
     bridge = one._bridge
     assert bridge is not None
     with two.lock():
@@ -183,7 +186,8 @@ def test_who_answers_a_refusal_with_another_write_comes_to_an_end(one: Pair, two
         finally:
             leases.fences = known  # type: ignore[method-assign]
     eventually(lambda: one.c == 0)
-    assert len(refused.changes) == MOST + 1
+    eventually(lambda: raised(caplog))
+    assert (len(refused.changes), len(raised(caplog))) == (MOST + 1, 1)
 
 
 # --- one process for all
