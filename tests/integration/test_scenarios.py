@@ -765,6 +765,37 @@ def test_h26_a_server_that_was_stopped_takes_nobodys_lease(tmp_path: Path, token
         close_connections()
 
 
+def test_h22_a_callback_on_another_thread_of_the_holder_writes_nothing_in_between(
+    one: Counter, two: Counter, onlookers: Onlookers, token: str
+) -> None:
+    """A slider's callback on the main thread, between what a thread with the lock reads and what it writes."""
+    page = onlookers.page(token)
+    read, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with one.lock():
+            before = one.count
+            read.set()
+            assert go_on.wait(10)
+            one.count = before + 1
+
+    def slide() -> None:
+        try:
+            assert read.wait(10)
+            for write in (lambda: setattr(one, "count", 50), lambda: one.increment("count", 50)):
+                with pytest.raises(Locked, match="Counter is locked by script"):
+                    write()
+            assert one.count == 0
+        finally:
+            go_on.set()
+
+    in_threads(work, slide)
+    decided(one, two)
+    assert (one.count, two.count, page.steps("count")) == (1, 1, [1])
+    one.count = 50
+    page.shows(count=50)
+
+
 def test_s32_numbers_that_cannot_be_are_refused(one: Counter) -> None:
     for numbers in ({"lease_seconds": 0.0}, {"hold_seconds": -1.0}, {"lock_waiters": 0.5}, {"lease": 5.0}):
         with pytest.raises(t.TraitError, match=next(iter(numbers))):

@@ -25,21 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = {"newest": Path(sys.executable), "oldest": ROOT / ".venv-ipykernel6" / "bin" / "python"}
 
 
-def add_kernelspecs(server: LiveServer) -> None:
-    """Let a server start kernels by the names of `PYTHONS`."""
-    for name, python in PYTHONS.items():
-        assert python.exists(), f"{python} is missing: run `make setup`"
-        folder = server.data / "kernels" / name
-        folder.mkdir(parents=True)
-        argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
-
-
-ROOT = Path(__file__).resolve().parents[2]
-# The newest ipykernel, and the oldest we promise to work with.
-PYTHONS = {"newest": Path(sys.executable), "oldest": ROOT / ".venv-ipykernel6" / "bin" / "python"}
-
-
 def specs(server: LiveServer) -> None:
     """Give a server both kinds of kernels."""
     for name, python in PYTHONS.items():

@@ -1394,6 +1394,20 @@ def test_g6_a_grant_is_an_entry_and_its_fence_the_seq(room: Room) -> None:
     assert [(image.lock, image.fence, image.owner) for image in room.snapshot("k2", "kernel").locks] == [(LOCK, 2, "o")]
 
 
+def test_h22_what_another_thread_of_the_holders_process_writes_is_a_strangers(room: Room) -> None:
+    """It comes from the same boot; the fence alone says whose it is."""
+    room.receive(K1, acquire("thread 2"), NOW)
+    refused = only(room.receive(K1, push(1, put("count", 1)), NOW), Nack).problem
+    assert (refused.code, room.seq) == ("locked", 2)
+    (record,) = records(room.receive(K1, under(2, 2, inc("count")), NOW))
+    assert record.entry is not None
+    assert (record.entry.ops[0].value, held(room)["count"]) == (1, 1)  # type: ignore[union-attr]
+    # Nor does it end, or keep, what is not its own.
+    for word in (release(2, "main"), Renew(room="r", lock=LOCK, owner="main", fence=2)):
+        assert entry_ops(room.receive(K1, word, later(1))) == []
+    assert [(image.fence, image.owner) for image in room.held_locks] == [(2, "thread 2")]
+
+
 def test_a_locked_state_is_written_by_its_holder_alone(room: Room) -> None:
     room.receive(K1, acquire(), NOW)
     assert code(room.receive(K2, push(1, put("count", 1)), NOW)) == "locked"

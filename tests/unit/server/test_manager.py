@@ -252,7 +252,7 @@ async def test_h09_a_request_is_told_what_became_of_it(bench: Bench) -> None:
     assert await stored(bench) == 1
 
 
-async def test_h09_disk_full_thrice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_h09_disk_full_thrice(bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(managers, "STORE_RETRY_SECONDS", 0.05)
     ana = await bench.joined("ana")
     page = await bench.joined("page", kind="frontend")
@@ -262,9 +262,10 @@ async def test_h09_disk_full_thrice(bench: Bench, monkeypatch: pytest.MonkeyPatc
     await ana.send()
     author = Author("rest", Member(id="rest", kind="script"), "kernel", True, "rest")
     for count in range(1, 3):
+        # From before the third failure, and so before the wait that comes of it.
+        began = asyncio.get_running_loop().time()
         await ana.next(Resend, count=count)
         await ana.send()
-    began = asyncio.get_running_loop().time()
     patch = asyncio.get_running_loop().create_task(bench.manager.patch("r", author, [add(10)]))
     cy = bench.local("cy").connect()
     await cy.ask()
@@ -275,6 +276,8 @@ async def test_h09_disk_full_thrice(bench: Bench, monkeypatch: pytest.MonkeyPatc
     await cy.next(Joined)
     await ana.until(lambda: not ana.replica.undecided)
     assert asyncio.get_running_loop().time() - began >= 0.05
+    waits = [record.message for record in caplog.records if "waits for its store" in record.message]
+    assert waits == ["'r' waits for its store; it is tried every 0.05 s"]
     refused = patch.exception() is not None
     assert await stored(bench) == (1 if refused else 11)
     for member in (page, cy):
