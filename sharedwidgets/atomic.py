@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import traitlets as t
 from traitlets import TraitError
 
 from sharedwidgets.answers import ANSWER_SECONDS
@@ -28,6 +29,7 @@ class AtomicOps:
     if TYPE_CHECKING:
         _bridge: Bridge | None
         _cross_validation_lock: bool
+        _trait_validators: dict[str, Any]
 
         def _accepted(self, name: str, value: Any) -> Any:
             """The value as the trait's own type takes it."""
@@ -170,16 +172,23 @@ class AtomicOps:
     def append(self, trait: str, *items: Any) -> None:
         """Put items at the end of a list; those of all writers stay. It shows at once and never waits.
 
+        A ``minlen`` or ``maxlen`` of the trait is held against the list as this process sees it, with the items.
+
         Raises
         ------
-        NoSuchTrait, InvalidValue, Locked
+        NoSuchTrait, InvalidValue, TraitError, Locked
         """
         bridge = self._linked_by(trait)
         if bridge is None:
             with self._local_lock(ANSWER_SECONDS):
                 setattr(self, trait, [*self._list(trait), *items])
         elif items:
-            self._say(bridge, self._items(bridge, trait, items), lambda held: [*held, *items])
+            taken = self._taken(trait, items)
+            op = self._items(bridge, trait, taken)
+            if self._by_items(trait):
+                bridge.say(op, lambda held: [*held, *taken])
+            else:
+                self._say(bridge, op, lambda held: [*held, *taken])
 
     async def append_async(self, trait: str, *items: Any, timeout: float = ANSWER_SECONDS) -> None:
         """`append` that waits until the server has the items, and lets the loop run meanwhile."""
@@ -188,7 +197,7 @@ class AtomicOps:
             self.append(trait, *items)
         elif items:
             self._check_not_mine("await append")
-            await bridge.ask_async(self._items(bridge, trait, items), timeout)
+            await bridge.ask_async(self._items(bridge, trait, self._taken(trait, items)), timeout)
 
     # --- parts
 
@@ -220,9 +229,22 @@ class AtomicOps:
             expected = self._accepted(trait, expected)
         return Set(state=bridge.state, path=(trait,), value=value, if_in=(bridge.check(trait, expected),))
 
-    def _items(self, bridge: Bridge, trait: str, items: Sequence[Any]) -> Append:
-        self._list(trait)
-        wired = bridge.check(trait, self._accepted(trait, list(items)))
+    def _taken(self, name: str, items: Sequence[Any]) -> list[Any]:
+        """The items as the trait takes them: each by itself, and their number together with those that are there."""
+        trait, held = getattr(type(self), name), self._list(name)
+        if not isinstance(trait, t.List):
+            return list(self._accepted(name, [*held, *items]))[len(held) :]
+        if not trait._minlen <= len(held) + len(items) <= trait._maxlen:
+            trait.length_error(self, [*held, *items])
+        return list(super(t.List, trait).validate_elements(self, list(items)) or ())
+
+    def _by_items(self, name: str) -> bool:
+        """Whether a list takes its items one by one, so that those which are there need not be asked again."""
+        trait = getattr(type(self), name)
+        return type(trait) is t.List and name not in self._trait_validators and not hasattr(self, f"_{name}_validate")
+
+    def _items(self, bridge: Bridge, trait: str, items: list[Any]) -> Append:
+        wired = bridge.check(trait, items)
         assert isinstance(wired, list)
         return Append(state=bridge.state, path=(trait,), items=tuple(wired))
 

@@ -306,6 +306,51 @@ def test_items_of_all_writers_stay(one: Shop, two: Shop, server: LiveServer, tok
     assert one.orders == two.orders
 
 
+class Asked(t.Int):  # type: ignore[type-arg]
+    """Counts how often it is asked whether it takes a value."""
+
+    times = 0
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        Asked.times += 1
+        return super().validate(obj, value)
+
+
+class Sized(SharedState, delivery="thread"):
+    pair = t.List(t.Int(), minlen=2, maxlen=4, default_value=[1, 2])
+    counts = t.List(t.CInt())
+    asked = t.List(Asked())
+
+
+@pytest.mark.asyncio
+async def test_what_a_list_takes_is_asked_item_by_item_and_its_length_of_the_whole(here: Link, there: Link) -> None:
+    one, two = here(Sized()), there(Sized())
+    one.append("pair", 3)
+    await one.append_async("pair", 4)
+    assert one.pair == [1, 2, 3, 4]
+    with pytest.raises(t.TraitError, match=r"2 <= L <= 4, but a value of \[1, 2, 3, 4, 5\]"):
+        one.append("pair", 5)
+    with pytest.raises(t.TraitError, match=r"2 <= L <= 4, but a value of \[1, 2, 3, 4, 5\]"):
+        await one.append_async("pair", 5)
+    with pytest.raises(t.TraitError, match="an int, not the str 'x'"):
+        one.append("counts", "x")
+    one.append("counts", "7", 8.0)
+    one.append("counts", 9)
+    settled(one, two)
+    assert (two.pair, two.counts) == ([1, 2, 3, 4], [7, 8, 9])
+    assert (one.pair, one.counts) == ([1, 2, 3, 4], [7, 8, 9])
+
+
+def test_an_item_is_asked_once_however_long_the_list_is(here: Link) -> None:
+    one = here(Sized())
+    with one.transaction():
+        before = Asked.times
+        for number in range(50):
+            one.append("asked", number)
+        assert Asked.times == before + 50
+    assert one.asked == list(range(50))
+
+
 # --- in transactions
 
 
