@@ -115,10 +115,11 @@ def replaceable(mine: TraitSchema, theirs: TraitSchema) -> bool:
 
 
 def conflict(state: str, trait: str, mine: TraitSchema, theirs: TraitSchema) -> SchemaConflict:
-    """The error for one trait two classes disagree about: both sides and the way out."""
+    """The error for one trait two classes disagree about: both sides, the ways out, and a line to paste (H20)."""
+    name = state if state.isidentifier() else "State"
     return SchemaConflict(
         f"{state}.{trait} is {_describe(mine)} in the room and {_describe(theirs)} in your class; use the room's, rename the "
-        "trait, or give the class a state_name of its own",
+        f"trait, or give the class a state_name of its own:\nclass {name}(SharedState, state_name={state + '2'!r}):",
         state=state,
         path=(trait,),
         expected=_describe(mine),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sharedwidgets import SharedState
 from sharedwidgets.core import schema as schemas
 from sharedwidgets.core.protocol import TraitSchema
 from sharedwidgets.core.schema import fits
@@ -151,8 +152,24 @@ def test_who_may_see_a_trait_is_never_replaced() -> None:
     assert not schemas.replaceable(hidden, public)
 
 
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ("Level", "class Level(SharedState, state_name='Level2'):"),
+        ("tank's level", 'class State(SharedState, state_name="tank\'s level2"):'),
+    ],
+)
+def test_h20_a_conflict_ends_with_the_one_line_that_resolves_it(state: str, line: str) -> None:
+    error = schemas.conflict(state, "n", TraitSchema(kind="int"), TraitSchema(kind="float"))
+    assert str(error).splitlines()[1:] == [line]
+    scope: dict[str, Any] = {"SharedState": SharedState}
+    exec(f"{line}\n    pass", scope)
+    (made,) = [item for name, item in scope.items() if name in ("Level", "State")]
+    assert made._state_name() == f"{state}2"
+
+
 def test_h20_a_conflict_names_both_sides_and_the_way_out() -> None:
     error = schemas.conflict("S", "level", TraitSchema(kind="int", max=3), TraitSchema(kind="float", kernel_only=True))
     assert (error.code, error.state, error.path) == ("schema-conflict", "S", ("level",))
     assert "int of at most 3 in the room and float (kernels only) in your class" in str(error)
-    assert "state_name" in str(error)
+    assert "use the room's, rename the trait, or give the class a state_name of its own" in str(error)
