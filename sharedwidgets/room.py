@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
@@ -84,6 +85,8 @@ def connect(
 class Room(Mapping[str, "RoomState"]):
     """One room: its states by name, its members, and who wants to hear of changes.
 
+    Once the room was deleted, writes raise `RoomGone`, and what is read is what this process had last.
+
     Parameters
     ----------
     session : Session
@@ -128,7 +131,9 @@ class Room(Mapping[str, "RoomState"]):
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """Who is in the room, as the server says, in the order of coming."""
+        """Who is in the room, as the server says, in the order of coming; nobody once it was deleted or this handle closed."""
+        if self.link_state == "closed":
+            return ()
         with self._connection.lock:
             present = sorted(self._session.replica.members.values(), key=lambda member: (member.since, member.id))
         return tuple(map(shown, present))
@@ -252,24 +257,35 @@ class Room(Mapping[str, "RoomState"]):
         -------
         callable
             Ends the subscription.
+
+        Raises
+        ------
+        TypeError
+            For an ``async def``, here and in the three below: nobody would await it.
         """
-        return self._added(self._on_change, callback)
+        return self._added(self._on_change, callback, "subscribe")
 
     def on_join(self, callback: Callable[[Member], object]) -> Callable[[], None]:
         """Call back for each member that comes; returns what ends it."""
-        return self._added(self._on_join, callback)
+        return self._added(self._on_join, callback, "on_join")
 
     def on_leave(self, callback: Callable[[Member], object]) -> Callable[[], None]:
         """Call back for each member that goes; returns what ends it."""
-        return self._added(self._on_leave, callback)
+        return self._added(self._on_leave, callback, "on_leave")
 
     def on_refused(self, callback: Callable[[Refused], object]) -> Callable[[], None]:
         """Call back for each own write the server refused; returns what ends it."""
-        return self._added(self._on_refused, callback)
+        return self._added(self._on_refused, callback, "on_refused")
 
     def last_change(self, state: str, trait: str) -> LastChange | None:
-        """Who made or changed a trait last (``actor``), its ``seq`` and when (``at``); None without such a trait."""
+        """Who made or changed a trait last (``actor``), its ``seq`` and when (``at``); None where the server did not say.
+
+        Raises
+        ------
+        NoSuchState, NoSuchTrait
+        """
         with self._connection.lock:
+            delta.find(self._session.replica.states, state, trait)
             return self._session.replica.last_change(state, trait)
 
     def pull(self) -> None:
@@ -409,7 +425,8 @@ class Room(Mapping[str, "RoomState"]):
         self._changes.clear()
         return [(callbacks, [*callbacks], fact) for callbacks, fact in due]
 
-    def _added(self, callbacks: _Callbacks, callback: Callable[[Any], object]) -> Callable[[], None]:
+    def _added(self, callbacks: _Callbacks, callback: Callable[[Any], object], verb: str) -> Callable[[], None]:
+        _check_callback(callback, verb)
         with self._lock:
             self._earlier += self._noted()
             callbacks.append(callback)
@@ -460,6 +477,19 @@ class _RoomPart:
 
     def tell(self) -> None:
         """Own writes are no news to a handle."""
+
+
+def _check_callback(callback: Callable[[Any], object], verb: str) -> None:
+    """Raise `TypeError` for what cannot be called, and for what would only make a coroutine or an asynchronous generator."""
+    asynchronous = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    if not callable(callback):
+        raise TypeError(f"{verb} takes a plain function, not {callback!r}")
+    # type() finds the __call__ of an object, and not what makes one of a class.
+    if any(check(item) for check in asynchronous for item in (callback, type(callback).__call__)):
+        raise TypeError(
+            f"{verb} takes a plain function, not the async {callback!r}, which nobody would await; give a function that starts "
+            "it, with asyncio.run_coroutine_threadsafe(…, loop)"
+        )
 
 
 def _reacting(fact: object) -> AbstractContextManager[None]:

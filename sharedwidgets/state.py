@@ -213,7 +213,10 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
 
     @property
     def room(self) -> Room | None:
-        """The handle of the room, for what concerns it as a whole; None while unlinked."""
+        """The handle of the room, for what concerns it as a whole; None while unlinked.
+
+        It is closed when the object unlinks or links to another room, and its callbacks with it: give them to the new one.
+        """
         bridge = self._bridge
         if bridge is None:
             return None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sharedwidgets.connection
 from sharedwidgets import connect
-from sharedwidgets.errors import InvalidValue, RoomGone
+from sharedwidgets.errors import InvalidValue, NoSuchState, NoSuchTrait, RoomGone
 from sharedwidgets_server.testing import LiveServer
 from support.rest import ask, room_url
 from support.scripts import Script, eventually, seq
@@ -363,6 +365,58 @@ def test_a_mistyped_write_on_a_handle_raises(live: LiveServer, token: str) -> No
         counter = room.define("Counter", count=0)
         with pytest.raises(AttributeError):
             counter.count = 99  # type: ignore[attr-defined]
+
+
+async def late(fact: object) -> None:
+    """Awaited by nobody."""
+
+
+async def each(fact: object) -> AsyncIterator[None]:
+    yield
+
+
+class Late:
+    async def __call__(self, fact: object) -> None:
+        """Awaited by nobody."""
+
+
+@pytest.mark.parametrize("callback", [late, each, Late(), Late().__call__, functools.partial(late)])
+@pytest.mark.parametrize("method", ["subscribe", "on_join", "on_leave", "on_refused"])
+def test_a_callback_that_nobody_would_await_is_refused_at_once(
+    live: LiveServer, token: str, method: str, callback: Any
+) -> None:
+    with connect(token, live.url, live.token, delivery="thread") as room:
+        with pytest.raises(TypeError, match=f"{method} takes a plain function"):
+            getattr(room, method)(callback)
+        with pytest.raises(TypeError, match=f"{method} takes a plain function, not None"):
+            getattr(room, method)(None)
+        getattr(room, method)(lambda fact: None)()
+
+
+def test_a_deleted_room_has_no_members_and_shows_what_it_held_last(live: LiveServer, token: str) -> None:
+    with connect(token, live.url, live.token, delivery="thread") as room:
+        counter = room.define("Counter", count=4)
+        assert len(room.members) == 1
+        live.ask("DELETE", f"sharedwidgets/api/rooms/{token}")
+        eventually(lambda: room.link_state == "closed")
+        assert (room.members, [*room], counter["count"], room["Counter"]["count"]) == ((), ["Counter"], 4, 4)
+        with pytest.raises(RoomGone):
+            counter["count"] = 5
+        assert counter["count"] == 4
+    with connect(token, live.url, live.token, delivery="thread") as room:
+        assert len(room.members) == 1
+        room.close()
+        assert room.members == ()
+
+
+def test_who_asks_for_the_last_change_of_what_is_not_there_is_told(live: LiveServer, token: str) -> None:
+    with connect(token, live.url, live.token, delivery="thread") as room:
+        room.define("Counter", count=4)
+        assert room.last_change("Counter", "count").seq == 1  # type: ignore[union-attr]
+        with pytest.raises(NoSuchTrait, match="zz"):
+            room.last_change("Counter", "zz")
+        with pytest.raises(NoSuchState, match="Nope"):
+            room.last_change("Nope", "count")
 
 
 def test_a_room_that_is_deleted_while_one_joins_it(live: LiveServer, token: str) -> None:
