@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import traitlets as t
 from traitlets import TraitError
@@ -30,6 +30,7 @@ class AtomicOps:
         _bridge: Bridge | None
         _cross_validation_lock: bool
         _trait_validators: dict[str, Any]
+        _computed_traits: ClassVar[Mapping[str, Any]]
 
         def _accepted(self, name: str, value: Any) -> Any:
             """The value as the trait's own type takes it."""
@@ -276,6 +277,9 @@ class AtomicOps:
         return getattr(self, trait)
 
     def _set_here(self, trait: str, expected: Any, new: Any) -> bool:
+        if trait in self._computed_traits or getattr(type(self), trait).read_only:
+            # The assignment says why not, whatever is there.
+            setattr(self, trait, new)
         if not _equal(getattr(self, trait), expected):
             return False
         setattr(self, trait, new)

@@ -48,6 +48,9 @@ class Computed(t.TraitType[T, NoReturn]):
     allow_none = True
 
     def __init__(self, function: Callable[[Any], Any], names: tuple[str, ...] = (), sync: bool = True) -> None:
+        if inspect.isasyncgenfunction(function):
+            name = function.__qualname__.rpartition("<locals>.")[2]
+            raise TypeError(f"{name} cannot be computed by an async generator: give one value, with return instead of yield")
         super().__init__(help=inspect.getdoc(function))
         self.function = function
         self.names = names
@@ -103,7 +106,7 @@ def computed(*given: Any, sync: bool = True) -> Any:
     value differs. It is never sent to the room, and may differ per kernel.
 
     While the function fails, a read raises what it raised, as that of a property does, and the log says it once; all others are
-    in `trait_values()` and in the own views.
+    in `trait_values()` and in the own views. One of an ``async`` function never raises; it goes on showing its last value.
 
     Parameters
     ----------
@@ -123,7 +126,7 @@ def computed(*given: Any, sync: bool = True) -> Any:
     Raises
     ------
     TypeError
-        At the class: a name that is no trait of it.
+        At the class: a name that is no trait of it, or an asynchronous generator.
     ComputedCycle
         At the read, or at the class where the names say so: it is made of itself.
     """

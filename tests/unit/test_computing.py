@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import ipywidgets
@@ -378,6 +378,22 @@ def test_a_name_that_is_no_trait_is_an_error_of_the_class() -> None:
 
 
 # --- what it is
+
+
+def test_what_cannot_be_written_is_refused_whatever_is_expected_of_it() -> None:
+    class Fixed(Sums):
+        size = t.Int(7, read_only=True).tag(shared=False)
+
+    state = Fixed()
+    for expected in (2, 99):
+        with pytest.raises(t.TraitError, match=r"Fixed\.double is computed and cannot be assigned"):
+            state.compare_and_set("double", expected, 3)
+        with pytest.raises(t.TraitError, match=r"Fixed\.double is computed and cannot be assigned"):
+            asyncio.run(state.compare_and_set_async("double", expected, 3))
+    for expected in (7, 99):
+        with pytest.raises(t.TraitError, match=r"read-only"):
+            state.compare_and_set("size", expected, 3)
+    assert (state.double, state.size) == (2, 7)
 
 
 def test_it_is_a_read_only_private_trait_with_the_docstring_of_its_function() -> None:
@@ -932,6 +948,41 @@ class Asked(SharedState):
 async def turns(count: int = 6) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def test_an_asynchronous_generator_is_an_error_of_the_class() -> None:
+    with pytest.raises(TypeError, match=r"^Steps\.step cannot be computed by an async generator: give one value, with return"):
+
+        class Steps(SharedState):
+            n = t.Int(1)
+
+            @computed
+            async def step(self) -> AsyncIterator[int]:
+                yield self.n
+
+    with pytest.raises(TypeError, match="cannot be computed by an async generator"):
+
+        @computed("n")
+        async def named(self: Any) -> AsyncIterator[int]:
+            yield self.n
+
+
+def test_an_async_one_that_fails_shows_what_it_had() -> None:
+    async def main() -> None:
+        state = Asked()
+        seen: list[Any] = []
+        state.observe(lambda change: seen.append(change.new), "answer")
+        await turns()
+        state.waits[0].set_result(None)
+        await turns()
+        assert (state.answer, seen) == (11, [11])
+        state.n = 2
+        await turns()
+        state.waits[1].set_exception(ValueError("no answer"))
+        await turns()
+        assert (state.answer, seen, len(state.waits)) == (11, [11], 2)
+
+    asyncio.run(main())
 
 
 def test_an_async_one_shows_its_last_finished_value() -> None:
