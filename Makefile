@@ -11,8 +11,8 @@ STAMPS := .make
 SOURCES := $(shell find js/src js/build.mjs js/package.json -type f)
 
 # An editable install builds the page module once more, by the way, and npm then writes its lock file anew, as it was: what was
-# made before that is not older for it. In the order in which one is made of the other.
-SETTLED = touch -c $(STAMPS)/npm && touch -c $(STAMPS)/bundle && touch -c $(STAMPS)/venv $(STAMPS)/ipykernel6 $(STAMPS)/interpreters
+# made before that is not older for it. In the order in which one is made of the other; what comes later is not made yet.
+SETTLED = touch -c $(STAMPS)/npm && touch -c $(STAMPS)/bundle
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,11 +40,11 @@ $(STAMPS)/ipykernel6: pyproject.toml $(STAMPS)/bundle
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
 	$(OLD)/bin/python -m pip install --quiet --upgrade pip
 	$(OLD)/bin/python -m pip install --quiet --editable . 'ipykernel==6.31.*'
-	@$(SETTLED) && touch $@
+	@$(SETTLED) && touch -c $(STAMPS)/venv && touch $@
 
 $(STAMPS)/interpreters: pyproject.toml scripts/interpreters.py $(STAMPS)/bundle
 	$(PYTHON) scripts/interpreters.py setup
-	@$(SETTLED) && touch $@
+	@$(SETTLED) && touch -c $(STAMPS)/venv $(STAMPS)/ipykernel6 && touch $@
 
 $(STAMPS)/chromium:
 	@mkdir -p $(STAMPS)
