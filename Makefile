@@ -77,7 +77,7 @@ demo: $(STAMPS)/venv ## two notebooks side by side in JupyterLab, sharing one li
 	$(BIN)/python scripts/demo.py
 
 bench: setup ## the figures, as medians and ratios
-	PYTHONPATH=tests $(BIN)/python tests/bench/figures.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/figures.py $(ARGS)
 
 dist: $(STAMPS)/bundle $(STAMPS)/venv ## wheel and sdist
 	$(BIN)/python -m build --outdir dist

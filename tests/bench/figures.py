@@ -82,9 +82,11 @@ spans = []
 while time.monotonic() < {end}:
     began = time.monotonic()
     with c.lock():
-        c.count += 1
+        {body}
     spans.append(time.monotonic() - began)
 """
+# How many kernels at once.
+PLACES = {"alone": 1, "four": 4}
 ADDED = """
 made = 0
 while time.monotonic() < {end}:
@@ -95,22 +97,24 @@ c.flush(30)
 
 
 def locks(server: LiveServer, seconds: float) -> dict[str, Any]:
-    """``with c.lock(): c.count += 1`` in one kernel alone, and in four at once in equal loops; what each round takes."""
-    with Kernel(server) as first:
-        first.run(SETUP.replace("bench", "alone"))
-        first.run(LOCKED.format(end=time.monotonic() + min(seconds, 10.0)))
-        alone, held = first.value("(spans, c.count)")
-    spans, shares, total, took = _together(server, "contended", LOCKED, "spans", seconds)
+    """What a lock takes by itself, and a whole round with a write: in one kernel alone, and in four at once in equal loops."""
+    return {
+        "acquire and release": {where: _rounds(server, seconds, "pass", 0, kernels) for where, kernels in PLACES.items()},
+        "with c.count += 1": {where: _rounds(server, seconds, "c.count += 1", 1, kernels) for where, kernels in PLACES.items()},
+    }
+
+
+def _rounds(server: LiveServer, seconds: float, body: str, writes: int, kernels: int) -> dict[str, Any]:
+    """``with c.lock():`` around a body, over and over."""
+    loop = LOCKED.replace("{body}", body)
+    spans, shares, total, took = _together(server, f"locked-{kernels}-{writes}", loop, "spans", seconds, kernels, writes)
     counts = [len(share) for share in shares]
     return {
-        "alone": {**quantiles(alone), "per_second": len(alone) / sum(alone), "lost": len(alone) - held},
-        "four": {
-            **quantiles(spans),
-            "per_second": len(spans) / took,
-            "shares": counts,
-            "fairness": max(counts) / max(1, min(counts)),
-            "lost": sum(counts) - total,
-        },
+        **quantiles(spans),
+        "per_second": len(spans) / took,
+        "shares": counts,
+        "fairness": max(counts) / max(1, min(counts)),
+        "lost": writes * sum(counts) - total,
     }
 
 
@@ -122,11 +126,11 @@ def increments(server: LiveServer, seconds: float) -> dict[str, Any]:
 
 
 def _together(
-    server: LiveServer, room: str, loop: str, shared: str, seconds: float
+    server: LiveServer, room: str, loop: str, shared: str, seconds: float, count: int = 4, writes: int = 1
 ) -> tuple[list[float], list[list[Any]], int, float]:
-    """A loop in four kernels that begin and end together: all they noted, each one's share, the count, and the seconds."""
+    """A loop in kernels that begin and end together: all they noted, each one's share, what they counted, and the seconds."""
     with ExitStack() as stack:
-        kernels = [stack.enter_context(Kernel(server)) for _ in range(4)]
+        kernels = [stack.enter_context(Kernel(server)) for _ in range(count)]
         for kernel in kernels:
             kernel.run(SETUP.replace("bench", room))
         began = time.monotonic()
@@ -135,7 +139,8 @@ def _together(
             kernel.finish(cell, timeout=seconds + 60)
         took = time.monotonic() - began
         shares = [kernel.value(shared) for kernel in kernels]
-        total = kernels[0].value(f"(c.wait_until(lambda: c.count >= {sum(map(_size, shares))}, 10), c.count)[1]")
+        made = writes * sum(map(_size, shares))
+        total = kernels[0].value(f"(c.wait_until(lambda: c.count >= {made}, 10), c.count)[1]")
     return [item for share in shares for item in share], shares, total, took
 
 
@@ -271,28 +276,29 @@ def _note(arrived: dict[int, float], message: dict[str, Any]) -> None:
         arrived.setdefault(state["value"], time.monotonic())
 
 
-def main() -> None:
-    """Measure everything and print it as JSON."""
+FIGURES: dict[str, Callable[[LiveServer, argparse.Namespace], dict[str, Any]]] = {
+    "kernel to kernel": lambda server, options: kernel_to_kernel(server, options.changes),
+    "bytes of one increment": lambda server, options: bytes_of_one_increment(),
+    "server CPU": lambda server, options: server_cpu_per_delivery(server, options.members, 500),
+    "computed": lambda server, options: computed_traits(2000),
+    "import": lambda server, options: import_time(15),
+    "locks": lambda server, options: locks(server, options.seconds),
+    "increments": lambda server, options: increments(server, options.seconds),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure everything, or what is asked for, and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--changes", type=int, default=1000)
-    parser.add_argument("--members", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--only", default="")
-    options = parser.parse_args()
+    parser.add_argument("--changes", type=int, default=1000, help="from kernel to kernel")
+    parser.add_argument("--members", type=int, default=100, help="of the room whose server is measured")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each loop of locks and increments")
+    parser.add_argument("--only", choices=list(FIGURES), help="one figure")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, LiveServer(Path(folder)) as server:
-        figures: dict[str, Callable[[], dict[str, Any]]] = {
-            "kernel to kernel": lambda: kernel_to_kernel(server, options.changes),
-            "bytes of one increment": bytes_of_one_increment,
-            "server CPU": lambda: server_cpu_per_delivery(server, options.members, 500),
-            "computed": lambda: computed_traits(2000),
-            "import": lambda: import_time(15),
-            "locks": lambda: locks(server, options.seconds),
-            "increments": lambda: increments(server, min(options.seconds, 10.0)),
-        }
-        for name, measure in figures.items():
-            if options.only not in name:
-                continue
-            print(name, json.dumps(measure(), indent=1), flush=True)
+        for name, measure in FIGURES.items():
+            if options.only in (None, name):
+                print(name, json.dumps(measure(server, options), indent=1), flush=True)
 
 
 if __name__ == "__main__":
