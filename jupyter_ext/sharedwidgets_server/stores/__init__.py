@@ -69,7 +69,7 @@ class Store(ABC):
 
 
 def check_follows(held_seq: int, held_incarnation: str | None, batch: Batch, expected_seq: int) -> None:
-    """Raise `StoreFailed` unless a batch follows on what a backend holds."""
+    """Raise `StoreFailed` unless a batch follows on what a backend holds: another server may have written to it (H19)."""
     if held_seq != expected_seq or held_incarnation not in (None, batch.incarnation):
         raise StoreFailed(
             f"the store holds seq {held_seq} of {batch.token!r}, the server expected {expected_seq}; the room is loaded again",
