@@ -212,8 +212,10 @@ class Bridge:
         self._holds = 0
         # Nor while an own write is between its op and what it shows.
         self._writing = 0
-        # Who is in the middle of an assignment: a trait may hold what is not booked yet.
-        self._assigning: list[host.Owner] = []
+        # While above 0 a trait may hold what is not booked yet.
+        self._assigning = 0
+        # Whose assignments may show already, and are not written yet.
+        self._unwritten: dict[object, host.Owner] = {}
         # By thread or task: what it keeps back, and what that makes the traits show.
         self._groups: dict[tuple[int, int], Group] = {}
         self._layers = Layers[Look]()
@@ -244,7 +246,7 @@ class Bridge:
         ------
         Locked, LockLost
         """
-        if self.waits:
+        if self.waits or not self.session.replica.locks:
             return
         with self.connection.lock:
             self.session.leases.fences([Set(state=self.state, path=(trait,), value=None)], self.session.replica)
@@ -270,6 +272,8 @@ class Bridge:
         except BaseException:
             self._not_written(trait, shown, old, raw)
             raise
+        finally:
+            self._nothing_shows()
 
     def write_again(self, trait: str, raw: Any) -> list[Callable[[], None]]:
         """The shown object was assigned once more: a write when the room has moved on under it (H1), or it was changed."""
@@ -335,21 +339,14 @@ class Bridge:
             self._shown[trait] = Shown(self._shown[trait].value, UNSEEN)
             self._look_again(trait, "remote")
         self.delivery.ring()
-        with self._showing_nothing(), turns(self.connection, self.session, [self.state]):
+        self._nothing_shows()
+        with turns(self.connection, self.session, [self.state]):
             return self._sent(trait, old, raw, before, value)
 
-    @contextmanager
-    def _showing_nothing(self) -> Iterator[None]:
-        """Around a wait: nothing of what this thread or task assigns shows."""
-        me = host.owner()
+    def _nothing_shows(self) -> None:
+        """Of the assignment that this thread or task is in the middle of nothing shows that is not written."""
         with self._lock:
-            mine = self._assigning.count(me)
-            self._assigning = [owner for owner in self._assigning if owner != me]
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._assigning += [me] * mine
+            self._unwritten.pop(getattr(self._local, "assignment", None), None)
 
     def _sent(self, trait: str, old: Any, raw: Any, before: Value, value: Value) -> Wrote:
         self.connection.wait_for_room(self.session)
@@ -391,6 +388,7 @@ class Bridge:
         """
         trait, group = op.path[0], self._group()
         if group is not None:
+            self.check_unlocked(trait)
             moved = self._moved(op, done, group)
             assert moved is not None
             self.owner._changed_here(trait, *moved, checked=False)
@@ -516,14 +514,18 @@ class Bridge:
         """Around an assignment: says whether it led to a write to this trait by this thread."""
         outer: set[str] = getattr(self._local, "wrote", set())
         wrote = self._local.wrote = set[str]()
+        around: object = getattr(self._local, "assignment", None)
+        assignment = self._local.assignment = object()
         with self._lock:
-            self._assigning.append(host.owner())
+            self._assigning += 1
+            self._unwritten[assignment] = host.owner()
         try:
             yield lambda: trait in wrote
         finally:
-            self._local.wrote = outer
+            self._local.wrote, self._local.assignment = outer, around
             with self._lock:
-                self._assigning.remove(host.owner())
+                self._assigning -= 1
+                self._unwritten.pop(assignment, None)
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -754,8 +756,8 @@ class Bridge:
         with self._lock:
             if self._over or state not in (None, self.state):
                 return True
-            # What others are about to assign may show already, and be refused.
-            if self._holds or self._writing or any(owner != host.owner() for owner in self._assigning):
+            # What others are about to write may show already, and be refused.
+            if self._holds or self._writing or any(owner != host.owner() for owner in self._unwritten.values()):
                 return False
             # Every trait is looked at: whoever brings news notes them after the replica has them, and this one may be earlier.
             dirty = {trait: self._dirty.get(trait) or _Mark("remote") for trait in self.traits}

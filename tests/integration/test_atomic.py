@@ -471,6 +471,7 @@ def test_g10_a_transaction_of_the_room_is_undone_whole(
             notes.text = "sold"
             one.stock = 1
     # And too large for one push.
+    eventually(lambda: one.locked_by is None)
     with pytest.raises(TooLarge), one.room.transaction():
         notes.text = "sold"
         one.name = "x" * (1 << 20)

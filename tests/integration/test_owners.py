@@ -86,7 +86,7 @@ async def test_what_a_task_took_ends_with_it_and_whoever_gives_it_back_is_told(o
         await taken.release_async()
 
 
-@pytest.mark.parametrize("how", ["assignment", *GROUPS])
+@pytest.mark.parametrize("how", ["assignment", *GROUPS, "a sum in a transaction"])
 def test_g6_what_another_thread_may_not_write_is_not_read_under_the_lock(
     one: Shop, two: Shop, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -102,6 +102,10 @@ def test_g6_what_another_thread_may_not_write_is_not_read_under_the_lock(
 
     def write() -> None:
         try:
+            if how == "a sum in a transaction":
+                with one.transaction():
+                    one.increment("stock", 100)
+                    gate.stop()
             with getattr(one, how)() if how in GROUPS else nullcontext():
                 one.stock = 100
                 gate.stop()
@@ -156,6 +160,34 @@ def test_g6_a_lock_is_held_once_nobody_of_the_process_is_about_to_assign(
         thread.join(10)
     settled(one, two)
     assert (seen, refused, one.stock, two.stock) == ([0], [Locked], 1, 1)
+
+
+def test_an_observer_that_locks_in_an_assignment_of_its_own_keeps_nobody_from_the_lock(one: Shop, two: Shop) -> None:
+    """What it reacts to is written, though the assignment has not returned."""
+    gate, ended = Gate(), list[str]()
+
+    def react(change: Any) -> None:
+        gate.stop()
+        with one.lock(timeout=10):
+            one.sold += 2
+        ended.append("reaction")
+
+    def hold() -> None:
+        with one.lock(timeout=10):
+            gate.open()
+            eventually(lambda: len(one.lock().waiters) == 1)
+            one.price = 1.0
+        ended.append("holder")
+
+    one.observe(react, "stock")
+    writer, holder = threading.Thread(target=lambda: setattr(one, "stock", 1)), threading.Thread(target=hold)
+    writer.start()
+    assert gate.reached()
+    holder.start()
+    for thread in (holder, writer):
+        thread.join(10)
+    settled(one, two)
+    assert (ended, two.stock, two.sold, two.price) == (["holder", "reaction"], 1, 2, 1.0)
 
 
 # --- several at once
