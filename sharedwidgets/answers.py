@@ -34,17 +34,18 @@ def acquire(
     LockTimeout, LockOrder, Forbidden, NoSuchState, TooLarge, RoomGone, WrongThread, Closed, Forked
     """
     connection.check_may_wait()
-    if wait:
+    if wait and timeout > 0:
         _check_not_in_the_way(connection, session, lock)
-    tenure, future = claimed(connection, session, lock, lease, wait=wait)
+    before = depth(connection, session, lock)
     try:
+        tenure, future = claimed(connection, session, lock, lease, wait=wait)
         if future is not None:
             _wait(future, timeout)
         held = settled(connection, session, tenure, timeout)
         order.note(session.room, lock, held)
         return held
     except BaseException:
-        abandon(connection, session, tenure)
+        back(connection, session, lock, before)
         raise
 
 
@@ -52,15 +53,16 @@ async def acquire_async(
     connection: Connection, session: Session, lock: LockName, timeout: float, lease: float | None, *, wait: bool = True
 ) -> Tenure:
     """`acquire` that lets the caller's loop run meanwhile."""
-    tenure, future = claimed(connection, session, lock, lease, wait=wait)
+    before = depth(connection, session, lock)
     try:
+        tenure, future = claimed(connection, session, lock, lease, wait=wait)
         if future is not None:
             await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout)
         held = settled(connection, session, tenure, timeout)
         order.note(session.room, lock, held)
         return held
     except BaseException:
-        abandon(connection, session, tenure)
+        back(connection, session, lock, before)
         raise
 
 
@@ -101,6 +103,19 @@ def settled(connection: Connection, session: Session, tenure: Tenure, timeout: f
     if error is not None:
         raise error
     return tenure
+
+
+def depth(connection: Connection, session: Session, lock: LockName) -> int:
+    """How often the thread or task that runs has taken a lock, or asked for it."""
+    with connection.lock:
+        return session.leases.depth(lock)
+
+
+def back(connection: Connection, session: Session, lock: LockName, before: int) -> None:
+    """Whoever wanted a lock is interrupted, wherever that was: he has it as often as before, and waits for nothing (H23)."""
+    with connection.lock:
+        session.leases.back(lock, before)
+    connection.wake()
 
 
 def abandon(connection: Connection, session: Session, tenure: Tenure) -> bool:

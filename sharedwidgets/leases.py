@@ -73,9 +73,21 @@ class Leases:
 
     def in_the_way(self, lock: LockName) -> bool:
         """Whether this thread would wait for itself: another task of its loop has the lock or is before it in the queue."""
+        if self._of_me(lock) is not None:
+            return False
         me = host.owner()
         others = [kept for (name, owner), kept in self._kept.items() if name == lock and owner[0] == me[0] and owner != me]
         return any(kept.tenure.phase not in ("leaving", "over") and kept.alive() for kept in others)
+
+    def depth(self, lock: LockName) -> int:
+        """How often the thread or task that runs has taken a lock, or asked for it."""
+        kept = self._of_me(lock)
+        return 0 if kept is None else kept.depth
+
+    def back(self, lock: LockName, depth: int) -> None:
+        """Give back, or stop waiting for, what the thread or task that runs has taken more often than so."""
+        while (kept := self._of_me(lock)) is not None and kept.depth > depth:
+            self.leave(kept.tenure)
 
     def again(self, lock: LockName) -> Tenure | None:
         """Take a lock once more that the thread or task that runs holds already."""

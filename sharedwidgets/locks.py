@@ -138,7 +138,7 @@ class Lock:
         """Call back once if the lock is lost before it is given back."""
         tenure = self._tenure
         if tenure is None:
-            raise LockLost("take the lock first: only what is held can be lost")
+            raise LockLost(_NOT_HERE)
 
         def tell() -> None:
             delivery.close()
@@ -164,15 +164,16 @@ class Lock:
     def _acquire(self, seconds: float, *, wait: bool) -> None:
         self._check_outside()
         seconds = min(seconds, threading.TIMEOUT_MAX)
-        tenure = answers.acquire(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
+        before = answers.depth(self._connection, self._session, self._name)
         try:
+            answers.acquire(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
                 if time.monotonic() > deadline:
                     raise LockTimeout(_HOLD, room=self._session.room)
                 time.sleep(_LOOK_SECONDS)
         except BaseException:
-            answers.abandon(self._connection, self._session, tenure)
+            answers.back(self._connection, self._session, self._name, before)
             raise
 
     def try_acquire(self) -> bool:
@@ -233,15 +234,16 @@ class Lock:
     async def _acquire_async(self, seconds: float, *, wait: bool) -> None:
         self._check_outside()
         seconds = min(seconds, threading.TIMEOUT_MAX)
-        tenure = await answers.acquire_async(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
+        before = answers.depth(self._connection, self._session, self._name)
         try:
+            await answers.acquire_async(self._connection, self._session, self._name, seconds, self._lease, wait=wait)
             deadline = time.monotonic() + seconds
             while not self._session.settle(self._covers):
                 if time.monotonic() > deadline:
                     raise LockTimeout(_HOLD, room=self._session.room)
                 await asyncio.sleep(_LOOK_SECONDS)
         except BaseException:
-            answers.abandon(self._connection, self._session, tenure)
+            answers.back(self._connection, self._session, self._name, before)
             raise
 
     async def release_async(self) -> None:
@@ -286,7 +288,10 @@ class Lock:
         return tenure
 
 
-_NOT_HERE = "this lock is not held here: the thread or task that took it has it, and gives it back; acquire() it first"
+_NOT_HERE = (
+    "this thread or task does not hold the lock: only what took it gives it back, and what a task has taken ends with it; "
+    "acquire() it here"
+)
 _HOLD = "another thread's hold or transaction keeps the traits from showing what came before the lock; end it first"
 
 
@@ -349,10 +354,12 @@ class LocalLock:
 
     fence = 0
     lease_left = float("inf")
+    # Nobody whom others could see.
+    holder: Member | None = None
 
     def __init__(self, mutex: Mutex, timeout: float) -> None:
         self._mutex = mutex
-        self._timeout = timeout
+        self._timeout = _check_seconds(timeout)
 
     @property
     def held(self) -> bool:
@@ -361,7 +368,7 @@ class LocalLock:
 
     def acquire(self, timeout: float | None = None) -> LocalLock:
         """Wait for its turn; `LockTimeout` when it does not come."""
-        self._check(self._mutex.acquire(self._timeout if timeout is None else timeout))
+        self._check(self._mutex.acquire(self._timeout if timeout is None else _check_seconds(timeout)))
         return self
 
     def try_acquire(self) -> bool:
@@ -383,7 +390,7 @@ class LocalLock:
 
     async def acquire_async(self, timeout: float | None = None) -> LocalLock:
         """`acquire` that lets the loop run meanwhile."""
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        deadline = time.monotonic() + (self._timeout if timeout is None else _check_seconds(timeout))
         while not self.try_acquire():
             self._check(time.monotonic() < deadline)
             await asyncio.sleep(_LOOK_SECONDS)
@@ -486,6 +493,8 @@ def _linked(thing: Lockable, timeout: float, lease: float | None) -> Lock:
 
 
 def _check_seconds(timeout: float) -> float:
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout is a number of seconds, not {timeout!r}")
     if not timeout >= 0:
         raise ValueError(f"a timeout is a number of seconds, 0 or more, not {timeout}")
     return timeout

@@ -76,7 +76,8 @@ class SharedState(AtomicOps, AnyWidget, metaclass=SharedStateMeta):
         Where observers of remote changes run: on the kernel's main thread (default), or on a thread of the object's own.
     on_locked : "raise" or "wait"
         What an assignment does while somebody else holds the state's lock: raise `Locked` (default), or take its turn, which is
-        ``with state.lock(timeout=5)`` around it.
+        ``with state.lock(timeout=5)`` around it. One that is on its way when the lock is granted is refused in either case, and
+        its author told by a change of type ``"rejected"``; who must not lose any takes the lock.
     """
 
     _options: ClassVar[dict[str, Any]] = {}

@@ -82,7 +82,7 @@ async def test_what_a_task_took_ends_with_it_and_whoever_gives_it_back_is_told(o
     await asyncio.to_thread(eventually, lambda: two.locked_by is None)
     two.stock = 7
     await asyncio.to_thread(two.flush)
-    with pytest.raises(LockLost, match="the thread or task that took it"):
+    with pytest.raises(LockLost, match="what a task has taken ends with it"):
         await taken.release_async()
 
 
