@@ -510,8 +510,10 @@ async def test_a_frame_far_beyond_the_limit_ends_the_connection_unread(tight: Li
         assert isinstance(verdict, Entries)
 
 
-# Codes a server sends in no answer to a client's fault, and where they are tested; the rest only a client raises.
+# Codes a server sends in no answer to a client's fault, or over HTTP alone, and where they are tested; the rest only a client
+# raises.
 ELSEWHERE = {
+    "no-such-lock": "test_rest: a lock named in the wrong place",
     "internal": "test_manager: an input that breaks the room",
     "store-failed": "test_manager: h09",
     "going-away": "test_reconnect: a server that stops",
