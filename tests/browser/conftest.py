@@ -12,7 +12,7 @@ from support.lab import chromium
 from support.tabs import RECORDER, Jupyter, Tab
 
 # A reload takes longer than the first, and not as long as the second, which is short enough to wait for.
-AWAY_SECONDS, PAGE_AWAY_SECONDS = 0.5, 25
+AWAY_SECONDS, PAGE_AWAY_SECONDS = 0.5, 15
 
 
 # For a module and no longer: Playwright's loop runs on the main thread, where async tests of other modules need their own.
