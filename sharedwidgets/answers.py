@@ -114,8 +114,10 @@ def depth(connection: Connection, session: Session, lock: LockName) -> int:
 def back(connection: Connection, session: Session, lock: LockName, before: int) -> None:
     """Whoever wanted a lock is interrupted, wherever that was: he has it as often as before, and waits for nothing (H23)."""
     with connection.lock:
-        session.leases.back(lock, before)
+        ended = session.leases.back(lock, before)
     connection.wake()
+    if ended is not None:
+        order.given(ended)
 
 
 def abandon(connection: Connection, session: Session, tenure: Tenure) -> bool:

@@ -84,10 +84,12 @@ class Leases:
         kept = self._of_me(lock)
         return 0 if kept is None else kept.depth
 
-    def back(self, lock: LockName, depth: int) -> None:
-        """Give back, or stop waiting for, what the thread or task that runs has taken more often than so."""
+    def back(self, lock: LockName, depth: int) -> Tenure | None:
+        """Give back, or stop waiting for, what the thread or task that runs has taken more often than so; what that ended."""
+        ended: Tenure | None = None
         while (kept := self._of_me(lock)) is not None and kept.depth > depth:
-            self.leave(kept.tenure)
+            ended = kept.tenure if self.leave(kept.tenure) else None
+        return ended
 
     def again(self, lock: LockName) -> Tenure | None:
         """Take a lock once more that the thread or task that runs holds already."""

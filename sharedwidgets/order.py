@@ -55,6 +55,10 @@ def check(room: str, name: LockName) -> None:
 
 def note(room: str, name: LockName, tenure: Tenure) -> None:
     """The thread or task that runs has taken a lock."""
+    for owner, items in [*_taken.items()]:
+        # Whoever has ended gives nothing back.
+        if not any(item.lives() for item in items) and _taken.get(owner) is items:
+            del _taken[owner]
     _taken[host.owner()] = [*_held(), _Taken(place(room, name), tenure, host.lives())]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import traitlets as t
 
-from sharedwidgets import SharedState, connect, lock
+from sharedwidgets import SharedState, connect, lock, order
 from sharedwidgets.errors import InvalidValue, Locked, LockLost, LockOrder, LockTimeout, SharedWidgetsError, WrongThread
+from sharedwidgets.links import Session
 from sharedwidgets_server.testing import LiveServer
 from support.scripts import eventually, settled
 from support.shops import GROUPS, Gate, Link, Patient, Shop, beside
@@ -297,6 +298,20 @@ def test_the_lock_of_who_has_ended_is_free(
             assert not beside(state.lock().try_acquire)
     assert beside(state.lock().try_acquire)
     assert "has ended and did not give it back" in caplog.text
+
+
+def test_nothing_is_kept_of_those_who_have_ended(one: Shop) -> None:
+    """They may be as many as a process makes tasks."""
+    for _ in range(3):
+        of_a_task(one)
+        eventually(lambda: one.locked_by is None)
+    # Had, and given back as it could not be shown.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LockTimeout):
+        patch.setattr(Session, "settle", lambda *_: False)
+        one.lock(timeout=1).acquire()
+    with one.lock():
+        assert [len(items) for items in order._taken.values()] == [1]
+    assert order._taken == {}
 
 
 # --- one loop
